@@ -1,0 +1,94 @@
+"""Paid hold-out loss: one noised, clipped, centred sum over patients never trained on.
+
+The validation block is another set of patients with its own budget (privacy.md 10), so
+its queries add nothing to what a training patient could lose.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+from dp_core.clipping import clipped_loss_sum
+from dp_core.errors import DpCoreError, InvariantViolation, StepFailed
+from dp_core.mechanism import STD_INFLATION, up32
+from dp_core.noise import NoiseSource
+from dp_core.plan import Performance, RunPlan, ValidationPlan
+from dp_core.ports import EvaluationReport, PrivacyJournal, QueryCharge
+from dp_core.records import PatientRecords
+from dp_core.sampling import PoissonSampler, microbatches
+from dp_core.step import raw_patient_losses
+from dp_core.telemetry import ReleasedValue
+
+
+class HoldOutQuery:
+    """Asks for the model's loss on the validation block, charge first."""
+
+    def __init__(
+        self,
+        *,
+        plan: RunPlan,
+        validation: ValidationPlan,
+        records: PatientRecords,
+        journal: PrivacyJournal,
+        noise_source: NoiseSource,
+        performance: Performance,
+        sampler: PoissonSampler,
+    ) -> None:
+        self._plan, self._validation = plan, validation
+        self._records, self._journal = records, journal
+        self._noise_source, self._performance = noise_source, performance
+        self._sampler = sampler
+        self._sensitivity = float(plan.telemetry.loss_cap) / 2
+        self._std = up32(float(validation.noise_multiplier) * STD_INFLATION * self._sensitivity)
+
+    def ask(self, model: Any, *, step: int) -> EvaluationReport | None:
+        """The released loss in nats per token, or None when its queries are used up.
+
+        Raises:
+            JournalError: the charge was not granted; nothing was drawn.
+            StepFailed: anything from the data path, without its text or cause.
+        """
+        position = self._journal.position()
+        if position.next_query >= self._validation.evaluations_max:
+            return None
+        permit = self._journal.charge_query(
+            QueryCharge(
+                plan_digest=self._plan.digest(),
+                attempt=position.attempt,
+                query_index=position.next_query,
+                step=step,
+                mechanism="clipped_loss",
+                q=self._validation.sampling_probability,
+                noise_multiplier=self._validation.noise_multiplier,
+                sensitivity=format(Decimal(self._sensitivity), "f"),
+                std=format(Decimal(self._std), "f"),
+            )
+        )
+        try:
+            raw_sum = self._raw_sum(model)
+        except (DpCoreError, InvariantViolation):
+            raise
+        except Exception:
+            raise StepFailed(step) from None
+        noised = raw_sum + float(self._noise_source.draw_query(permit, 1)[0]) * self._std
+        expected = self._validation.batch_size_expected
+        loss = ReleasedValue(value=self._sensitivity + noised / expected, std=self._std / expected)
+        return EvaluationReport(step=step, loss=loss, reference=permit.reference)
+
+    def _raw_sum(self, model: Any) -> float:
+        total = 0.0
+        cap = 2 * self._sensitivity
+        was_training = model.training
+        model.eval()
+        raw_drawn = self._sampler.draw().reveal_inside_step()
+        for batch in microbatches(raw_drawn, self._performance.patients_per_microbatch):
+            rows = self._records.batch(
+                batch.raw_patients,
+                rows_per_patient=self._plan.rows_per_patient_max,
+                sampler=self._sampler,
+            )
+            losses = raw_patient_losses(model, rows, self._performance.device)
+            total += float(clipped_loss_sum(losses.cpu(), cap, rows.slot_mask))
+        model.train(was_training)
+        return total

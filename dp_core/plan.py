@@ -1,0 +1,281 @@
+"""The run plan: one frozen object from which sampler, clipping, noise and charges follow.
+
+Everything here is public. Settings that change only speed live in `Performance`.
+The action map of privacy.md 2.1 is `dp_core.mechanism.admit`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dp_core.errors import PlanInvalid
+from dp_core.events import PoissonGaussian, canonical_digest, decimal_of
+
+FORMAT_VERSION = 1
+STEPS_PER_CHUNK_MAX = 500
+ROWS_PER_PATIENT_LIMIT = 8
+
+Unit = Literal["patient", "record"]
+Mode = Literal["fixed_sigma", "adaptive_sigma"]
+Grouping = Literal["tensor", "pair"]
+Allocation = Literal["least_energy", "equal_budget", "equal_noise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippingPlan:
+    """Bounds of what a policy may choose (privacy.md 2.1). Decimal strings.
+
+    `clip_norm` is the starting reference of every group; the reference then follows
+    the noised clip fraction towards `target_fraction` at window borders (G7).
+    """
+
+    grouping: Grouping = "tensor"
+    allocation: Allocation = "least_energy"
+    clip_norm: str = "0.05"
+    clip_min: str = "0.0001"
+    clip_max: str = "10"
+    clip_octaves: str = "2"
+    share_tilt: str = "1"
+    target_fraction: str = "0.5"
+
+    def __post_init__(self) -> None:
+        values = {
+            f.name: decimal_of(getattr(self, f.name), field=f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in {"grouping", "allocation"}
+        }
+        if not 0 < values["clip_min"] <= values["clip_norm"] <= values["clip_max"]:
+            raise PlanInvalid("clip_norm", "needs 0 < clip_min <= clip_norm <= clip_max")
+        if not 0 < values["target_fraction"] < 1:
+            raise PlanInvalid("target_fraction", "outside (0, 1)")
+        if values["clip_octaves"] < 0 or values["share_tilt"] < 0:
+            raise PlanInvalid("clip_octaves", "negative range")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TelemetryPlan:
+    """Noised sensing inside the step (privacy.md 2.4): its share of the privacy spent."""
+
+    share: str = "0.015"
+    bits_fraction: str = "0.85"  # of `share`; the rest pays for the loss
+    loss_cap: str = "6"  # nats
+
+    def __post_init__(self) -> None:
+        if not 0 < decimal_of(self.share, field="telemetry.share") < 1:
+            raise PlanInvalid("telemetry.share", "outside (0, 1)")
+        if not 0 < decimal_of(self.bits_fraction, field="telemetry.bits_fraction") < 1:
+            raise PlanInvalid("telemetry.bits_fraction", "outside (0, 1)")
+        if decimal_of(self.loss_cap, field="telemetry.loss_cap") <= 0:
+            raise PlanInvalid("telemetry.loss_cap", "not positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationPlan:
+    """Paid hold-out loss on the validation block, a set of patients never trained on.
+
+    Each evaluation is one Poisson draw of rate `sampling_probability` and one noised,
+    centred, clipped sum (privacy.md 10, `ReleasedValidationLoss`).
+    """
+
+    fraction: str  # of the population, by keyed hash
+    sampling_probability: str
+    batch_size_expected: int
+    noise_multiplier: str
+    evaluations_max: int
+    every_chunks: int = 1
+
+    def event(self) -> PoissonGaussian:
+        """The whole of the validation block's spend in this job, worst case."""
+        return PoissonGaussian(
+            q=self.sampling_probability,
+            noise_multiplier=self.noise_multiplier,
+            steps=self.evaluations_max,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterPlan:
+    """LoRA as PEFT reads it. Initialisation depends on the public seed only (L5)."""
+
+    r: int = 8
+    alpha: int = 16
+    target_modules: tuple[str, ...] = ()  # empty: all linear layers of the blocks
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.r <= 256:
+            raise PlanInvalid("adapter.r", "outside 1..256")
+        if self.alpha < 1:
+            raise PlanInvalid("adapter.alpha", "below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerPlan:
+    """Post-processing of released sums: Adam with a warm-up, cosine decay and averaging."""
+
+    learning_rate: str = "0.01"
+    beta1: str = "0.9"
+    beta2: str = "0.99"
+    warmup_fraction: str = "0.05"
+    final_rate_fraction: str = "0.1"
+    averaging_decay: str = "0.9"  # of the released weights' exponential mean; 0 = none
+    rate_octaves: str = "1"
+
+    def __post_init__(self) -> None:
+        if decimal_of(self.learning_rate, field="learning_rate") <= 0:
+            raise PlanInvalid("learning_rate", "not positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """Everything that decides what a job may release, fixed before its first charge.
+
+    Guarantee: two runs with equal plans, policies and dataset versions have the same
+    distribution of transcripts, up to float rounding (privacy.md P1, G12).
+
+    Units: `q` per step and patient; counts in steps, patients, rows or tokens; all
+    real numbers that take part in accounting are decimal strings.
+
+    Raises:
+        PlanInvalid: a field has an unacceptable value; names field and remedy.
+    """
+
+    unit: Unit
+    records_are_unique_patients: bool = False
+    relation: str = "add_remove"
+    patients_public: int  # of the training block: a declared lower bound, never a count
+    target_epsilon: str
+    delta: str
+    mode: Mode = "fixed_sigma"
+    sampling_probability: str
+    batch_size_expected: int
+    steps_planned: int
+    steps_started_max: int
+    steps_per_chunk: int
+    noise_levels: tuple[str, ...]  # fixed mode: one level; adaptive: the menu, ascending
+    alpha_job: int | None = None  # adaptive mode: the frozen order of the job's filter
+    job_limit: int  # fixed: steps_started_max; adaptive: pico-RDP at alpha_job
+    epsilon_certified: str  # of the training block, to steps_started_max or the filter's limit
+    clipping: ClippingPlan = ClippingPlan()
+    telemetry: TelemetryPlan = TelemetryPlan()
+    validation: ValidationPlan | None = None
+    validation_epsilon: str | None = None
+    adapter: AdapterPlan = AdapterPlan()
+    optimizer: OptimizerPlan = OptimizerPlan()
+    rows_per_patient_max: int = 1
+    tokens_per_row: int = 256
+    noise_source: str = "os_entropy"
+    sampler: str = "poisson"
+    seed: int  # adapter initialisation and controller exploration; never noise or sampling
+    controller_type: str
+    base_model_digest: str
+    dataset_version: str
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        self._check_unit()
+        self._check_counts()
+        self._check_mechanism()
+
+    def _check_unit(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise PlanInvalid("format_version", f"{self.format_version} is not known here")
+        if self.unit not in ("patient", "record"):
+            raise PlanInvalid("unit", "neither patient nor record")
+        if self.unit == "record" and not self.records_are_unique_patients:
+            raise PlanInvalid(
+                "unit",
+                "record without the statement that each record is another patient",
+                "Name the patient id field, or state records_are_unique_patients.",
+            )
+        if self.relation != "add_remove":
+            raise PlanInvalid("relation", "only add_remove is supported")
+        if self.sampler != "poisson":
+            raise PlanInvalid("sampler", "only Poisson sampling has the accounting used here")
+        if self.noise_source not in ("os_entropy", "torch_generator"):
+            raise PlanInvalid("noise_source", "unknown")
+
+    def _check_counts(self) -> None:
+        if self.patients_public < 2:
+            raise PlanInvalid("patients_public", "below 2")
+        if not 0 < decimal_of(self.delta, field="delta") * self.patients_public < 1:
+            raise PlanInvalid("delta", "not in (0, 1/patients_public)", "Lower delta.")
+        if not 1 <= self.steps_per_chunk <= STEPS_PER_CHUNK_MAX:
+            raise PlanInvalid("steps_per_chunk", f"outside 1..{STEPS_PER_CHUNK_MAX}")
+        if not 1 <= self.steps_planned <= self.steps_started_max:
+            raise PlanInvalid("steps_planned", "needs 1 <= steps_planned <= steps_started_max")
+        if not 1 <= self.batch_size_expected <= self.patients_public:
+            raise PlanInvalid("batch_size", "outside 1..patients_public")
+        if not 1 <= self.rows_per_patient_max <= ROWS_PER_PATIENT_LIMIT:
+            raise PlanInvalid("rows_per_patient_max", f"outside 1..{ROWS_PER_PATIENT_LIMIT}")
+        if self.tokens_per_row < 2:
+            raise PlanInvalid("tokens_per_row", "below 2")
+        if not 0 <= self.seed < 2**31:
+            raise PlanInvalid("seed", "outside 0..2^31-1")
+
+    def _check_mechanism(self) -> None:
+        q = decimal_of(self.sampling_probability, field="sampling_probability")
+        if not 0 < q <= 1:
+            raise PlanInvalid("sampling_probability", "outside (0, 1]")
+        if not 1 <= len(self.noise_levels) <= 8:
+            raise PlanInvalid("noise_levels", "needs 1 to 8 levels")
+        levels = [decimal_of(level, field="noise_levels") for level in self.noise_levels]
+        if any(level <= 0 for level in levels) or levels != sorted(set(levels)):
+            raise PlanInvalid("noise_levels", "must be positive and strictly ascending")
+        if self.mode == "fixed_sigma" and len(levels) != 1:
+            raise PlanInvalid("noise_levels", "fixed_sigma takes one level")
+        if self.mode == "adaptive_sigma" and self.alpha_job is None:
+            raise PlanInvalid("alpha_job", "adaptive_sigma needs a frozen order")
+
+    @property
+    def chunks_planned(self) -> int:
+        """Windows of the run as planned; the last one may be shorter."""
+        return -(-self.steps_planned // self.steps_per_chunk)
+
+    def training_event(self) -> PoissonGaussian:
+        """The registered schedule of fixed mode, to `steps_started_max`."""
+        return PoissonGaussian(
+            q=self.sampling_probability,
+            noise_multiplier=self.noise_levels[0],
+            steps=self.steps_started_max,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; floats never occur in it."""
+        document = dataclasses.asdict(self)
+        document["noise_levels"] = list(self.noise_levels)
+        document["adapter"]["target_modules"] = list(self.adapter.target_modules)
+        return document
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical form; written into every charge."""
+        return canonical_digest(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> RunPlan:
+        """Inverse of `to_dict`. Unknown or missing fields are refused."""
+        fields = dict(document)
+        try:
+            fields["clipping"] = ClippingPlan(**fields["clipping"])
+            fields["telemetry"] = TelemetryPlan(**fields["telemetry"])
+            if fields["validation"] is not None:
+                fields["validation"] = ValidationPlan(**fields["validation"])
+            adapter = dict(fields["adapter"])
+            adapter["target_modules"] = tuple(adapter["target_modules"])
+            fields["adapter"] = AdapterPlan(**adapter)
+            fields["optimizer"] = OptimizerPlan(**fields["optimizer"])
+            fields["noise_levels"] = tuple(fields["noise_levels"])
+            return cls(**fields)
+        except (KeyError, TypeError):
+            raise PlanInvalid("plan", "unknown or missing fields") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Performance:
+    """Settings that change speed only; none may change a released distribution."""
+
+    patients_per_microbatch: int = 8  # Poisson draws waste half a microbatch on average
+    device: str = "cpu"
+    threads: int | None = None

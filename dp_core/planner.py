@@ -1,0 +1,298 @@
+"""From (epsilon, delta, patients, steps) to a run plan: pure functions, no data, no torch.
+
+Fixed mode (C1): smallest noise multiplier on the 0.001 grid whose PLD epsilon of the
+whole schedule stays within the target. Adaptive mode (C2): smallest reference
+multiplier over the orders, with a menu around it. Numbers: privacy.md section 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from functools import lru_cache
+from typing import Any
+
+from dp_core.accounting import (
+    ORDER_MAX,
+    ORDER_MIN,
+    charge_pico,
+    epsilon_of_pico,
+    limit_pico,
+    pld_epsilon,
+    step_pico,
+)
+from dp_core.errors import CalibrationImpossible, PlanInvalid
+from dp_core.events import PoissonGaussian, decimal_of
+from dp_core.plan import (
+    AdapterPlan,
+    ClippingPlan,
+    Mode,
+    OptimizerPlan,
+    RunPlan,
+    TelemetryPlan,
+    Unit,
+    ValidationPlan,
+)
+
+GRID = Decimal("0.001")
+GRID_MAX = 100_000  # multiplier 100
+MENU_FACTORS = tuple(Decimal(f) for f in ("0.9", "1", "1.1", "1.25", "1.5"))
+RATE_STEP = Decimal("1e-9")
+
+
+def sampling_probability(batch_size_expected: int, patients_public: int) -> str:
+    """q = Bbar / patients_public, rounded down to 9 decimals (S2)."""
+    if not 1 <= batch_size_expected <= patients_public:
+        raise PlanInvalid(
+            "batch_size", "outside 1..patients of the training block", "Lower batch_size."
+        )
+    rate = Decimal(batch_size_expected) / Decimal(patients_public)
+    return format(rate.quantize(RATE_STEP, rounding=ROUND_FLOOR).normalize(), "f")
+
+
+def default_delta(patients_public: int) -> str:
+    """min(1e-5, patients_public^-1.1), rounded down to two digits (P8)."""
+    value = min(1e-5, patients_public**-1.1)
+    return f"{Decimal(repr(value)):.1e}".replace("e-0", "e-") if value < 1e-5 else "1e-5"
+
+
+def _grid_text(units: int) -> str:
+    return str(Decimal(units) * GRID)
+
+
+def _smallest(accepts: Callable[[int], bool], low: int = 1) -> int:
+    """Smallest grid index that a monotone test accepts."""
+    high = max(low, 64)
+    while not accepts(high):
+        low, high = high + 1, high * 2
+        if high > GRID_MAX * 2:
+            raise CalibrationImpossible(
+                "No noise multiplier up to 100 meets the target. "
+                "Raise epsilon, lower the steps or lower the batch size."
+            )
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if accepts(middle) else (middle + 1, high)
+    return low
+
+
+@lru_cache(maxsize=1024)
+def calibrate_fixed(*, epsilon: str, delta: str, q: str, steps: int) -> tuple[str, str]:
+    """Smallest multiplier with PLD epsilon(steps) <= epsilon, and that epsilon (C1).
+
+    Raises:
+        CalibrationImpossible: no multiplier up to 100 suffices.
+    """
+    target = decimal_of(epsilon, field="target_epsilon")
+
+    def event(index: int) -> PoissonGaussian:
+        return PoissonGaussian(q=q, noise_multiplier=_grid_text(index), steps=steps)
+
+    # RDP is never below the PLD epsilon, so it gives an upper end at little cost, and
+    # the PLD search starts close to it; below half of it PLDs become slow and useless.
+    upper = _smallest(lambda i: _rdp_epsilon(event(i), delta) <= target)
+    low = max(upper // 2, 1)
+    index = _smallest_between(
+        lambda i: Decimal(pld_epsilon([event(i)], delta)) <= target, low, upper
+    )
+    return _grid_text(index), pld_epsilon([event(index)], delta)
+
+
+def _smallest_between(accepts: Callable[[int], bool], low: int, high: int) -> int:
+    if accepts(low):
+        return _smallest(accepts, 1)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if accepts(middle) else (middle + 1, high)
+    return low
+
+
+def _rdp_epsilon(event: PoissonGaussian, delta: str) -> Decimal:
+    orders = (*range(2, 17), 20, 24, 32, 48, 64)
+    return min(epsilon_of_pico(charge_pico(event, a), delta, a) for a in orders)
+
+
+@lru_cache(maxsize=256)
+def calibrate_adaptive(
+    *, epsilon: str, delta: str, q: str, steps_started_max: int
+) -> tuple[int, tuple[str, ...], tuple[int, ...]]:
+    """Frozen order, menu of multipliers and the steps each affords (C2).
+
+    Raises:
+        CalibrationImpossible: no order in 2..64 is admissible.
+    """
+    best: tuple[int, int, tuple[str, ...], tuple[int, ...]] | None = None
+    for alpha in range(ORDER_MIN, ORDER_MAX + 1):
+        try:
+            budget = limit_pico(epsilon, delta, alpha)
+        except CalibrationImpossible:
+            continue
+
+        def affordable(level: str, alpha: int = alpha, budget: int = budget) -> int:
+            return budget // step_pico(q, level, alpha)
+
+        def accepts(index: int, afford: Callable[[str], int] = affordable) -> bool:
+            return afford(_grid_text(index)) >= steps_started_max
+
+        if best is not None and not accepts(best[0] - 1):
+            continue  # cannot have a smaller reference than the best so far
+        reference = _smallest(accepts)
+        menu = tuple(
+            str((Decimal(reference) * GRID * f).quantize(GRID, rounding=ROUND_CEILING))
+            for f in MENU_FACTORS
+        )
+        steps = tuple(affordable(level) for level in menu)
+        if steps[0] * 8 >= steps_started_max and (best is None or reference < best[0]):
+            best = (reference, alpha, menu, steps)
+    if best is None:
+        raise CalibrationImpossible(
+            f"No order in {ORDER_MIN}..{ORDER_MAX} affords {steps_started_max} steps at epsilon "
+            f"{epsilon}, delta {delta}. Lower the steps or raise epsilon."
+        )
+    return best[1], best[2], best[3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """What a job asks for; `make_run_plan` turns it into a RunPlan. All public values.
+
+    `patients_public` is that of the whole population; the validation fraction comes off.
+    """
+
+    target_epsilon: str
+    delta: str
+    patients_public: int
+    unit: Unit = "patient"
+    records_are_unique_patients: bool = False
+    validation_fraction: str = "0"
+    mode: Mode = "fixed_sigma"
+    batch_size: int
+    steps_max: int
+    margin_windows: int = 2
+    interval_steps: int = 25
+    validation_batch_size: int = 256
+    validation_noise_multiplier: str = "2.000"
+    clipping: ClippingPlan = ClippingPlan()
+    telemetry: TelemetryPlan = TelemetryPlan()
+    adapter: AdapterPlan = AdapterPlan()
+    optimizer: OptimizerPlan = OptimizerPlan()
+    rows_per_patient_max: int = 1
+    tokens_per_row: int = 256
+    seed: int
+    controller_type: str
+    base_model_digest: str
+    dataset_version: str
+
+
+def make_run_plan(request: PlanRequest) -> RunPlan:
+    """Calibrates the noise and fixes every public quantity of a job.
+
+    Guarantee: the worst case over `steps_started_max` started steps costs at most
+    (target_epsilon, delta) in the training block, and the validation queries at most the
+    same in theirs; the blocks hold different patients.
+
+    Raises:
+        PlanInvalid: a field has an unacceptable value.
+        CalibrationImpossible: no noise level meets the target.
+    """
+    epsilon = decimal_of(request.target_epsilon, field="target_epsilon")
+    if epsilon <= 0:
+        raise PlanInvalid("target_epsilon", "not positive")
+    if request.steps_max < 1:
+        raise PlanInvalid("steps_max", "below 1")
+    if not 0 <= request.margin_windows <= 20:
+        raise PlanInvalid("margin_windows", "outside 0..20")
+    fraction = decimal_of(request.validation_fraction, field="validation_fraction")
+    if not 0 <= fraction <= Decimal("0.5"):
+        raise PlanInvalid("validation_fraction", "outside 0..0.5")
+    training_patients = int(request.patients_public * (1 - fraction))
+    q = sampling_probability(request.batch_size, training_patients)
+    started_max = request.steps_max + request.margin_windows * request.interval_steps
+    noise = _noise_fields(request, q, started_max)
+    validation = _validation_plan(request, fraction, training_patients)
+    return RunPlan(
+        unit=request.unit,
+        records_are_unique_patients=request.records_are_unique_patients,
+        patients_public=training_patients,
+        target_epsilon=request.target_epsilon,
+        delta=request.delta,
+        mode=request.mode,
+        sampling_probability=q,
+        batch_size_expected=request.batch_size,
+        steps_planned=request.steps_max,
+        steps_started_max=started_max,
+        steps_per_chunk=request.interval_steps,
+        clipping=request.clipping,
+        telemetry=request.telemetry,
+        validation=validation,
+        validation_epsilon=(
+            None if validation is None else pld_epsilon([validation.event()], request.delta)
+        ),
+        adapter=request.adapter,
+        optimizer=request.optimizer,
+        rows_per_patient_max=request.rows_per_patient_max,
+        tokens_per_row=request.tokens_per_row,
+        seed=request.seed,
+        controller_type=request.controller_type,
+        base_model_digest=request.base_model_digest,
+        dataset_version=request.dataset_version,
+        **noise,
+    )
+
+
+def _noise_fields(request: PlanRequest, q: str, started_max: int) -> dict[str, Any]:
+    epsilon, delta = request.target_epsilon, request.delta
+    if request.mode == "adaptive_sigma":
+        alpha, menu, _ = calibrate_adaptive(
+            epsilon=epsilon, delta=delta, q=q, steps_started_max=started_max
+        )
+        return {
+            "noise_levels": menu,
+            "alpha_job": alpha,
+            "job_limit": limit_pico(epsilon, delta, alpha),
+            "epsilon_certified": epsilon,
+        }
+    multiplier, certified = calibrate_fixed(epsilon=epsilon, delta=delta, q=q, steps=started_max)
+    return {
+        "noise_levels": (multiplier,),
+        "job_limit": started_max,
+        "epsilon_certified": certified,
+    }
+
+
+def _validation_plan(
+    request: PlanRequest, fraction: Decimal, training_patients: int
+) -> ValidationPlan | None:
+    """One evaluation before the first window, one after each, and the margin's redone ones.
+
+    Raises:
+        PlanInvalid: its queries alone would pass the job's target epsilon.
+    """
+    held_out = request.patients_public - training_patients
+    if fraction == 0 or held_out < 2:
+        return None
+    batch = min(request.validation_batch_size, held_out)
+    windows = -(-request.steps_max // request.interval_steps)
+    plan = ValidationPlan(
+        fraction=request.validation_fraction,
+        sampling_probability=sampling_probability(batch, held_out),
+        batch_size_expected=batch,
+        noise_multiplier=request.validation_noise_multiplier,
+        evaluations_max=windows + 1 + 2 * request.margin_windows,
+    )
+    noise = plan.noise_multiplier
+    if Decimal(pld_epsilon([plan.event()], request.delta)) > Decimal(request.target_epsilon):
+        noise, _ = calibrate_fixed(
+            epsilon=request.target_epsilon,
+            delta=request.delta,
+            q=plan.sampling_probability,
+            steps=plan.evaluations_max,
+        )
+    return ValidationPlan(
+        fraction=plan.fraction,
+        sampling_probability=plan.sampling_probability,
+        batch_size_expected=plan.batch_size_expected,
+        noise_multiplier=noise,
+        evaluations_max=plan.evaluations_max,
+    )

@@ -1,0 +1,84 @@
+"""Poisson draws of patients, and microbatches of constant shape.
+
+Every patient enters a draw independently (S1): a fresh 64-bit word w of kernel entropy,
+in iff (w >> 11) < floor(q * 2^53). The realised rate is never above q. The number drawn
+is secret; an empty draw is a step like any other (S3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Protocol
+
+import numpy as np
+
+from dp_core.errors import PlanInvalid
+from dp_core.telemetry import Raw
+
+
+class EntropySource(Protocol):
+    """A stream of random bytes of its own (N4)."""
+
+    def __call__(self, length: int, /) -> bytes: ...
+
+
+class PoissonSampler:
+    """Independent inclusion of each of `raw_population_size` patients at rate q."""
+
+    def __init__(
+        self,
+        *,
+        sampling_probability: str,
+        raw_population_size: int,
+        entropy: EntropySource | None = None,
+    ) -> None:
+        rate = Decimal(sampling_probability)
+        if not 0 < rate <= 1:
+            raise PlanInvalid("sampling_probability", "outside (0, 1]")
+        self._threshold = np.uint64(int(rate * 2**53))
+        self._raw_size = raw_population_size
+        self._entropy: EntropySource = entropy or os.urandom
+
+    def draw(self) -> Raw[np.ndarray]:
+        """Indices of the patients of one step. Secret, its length included."""
+        words = np.frombuffer(self._entropy(8 * self._raw_size), dtype=np.uint64)
+        return Raw(np.flatnonzero((words >> np.uint64(11)) < self._threshold))
+
+    def pick(self, raw_choices: int, count: int) -> np.ndarray:
+        """`count` of `raw_choices` row positions, uniform without replacement (L6)."""
+        if raw_choices <= count:
+            return np.arange(raw_choices)
+        keys = np.frombuffer(self._entropy(8 * raw_choices), dtype=np.uint64)
+        return np.sort(np.argsort(keys, kind="stable")[:count])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Microbatch:
+    """Slots of one forward pass. -1 marks a free slot, filled with a public dummy row."""
+
+    raw_patients: np.ndarray  # (P,) indices or -1
+    is_last: bool  # noise is added after this one and no other (S5)
+
+
+def microbatches(raw_drawn: np.ndarray, patients_per_microbatch: int) -> Iterator[Microbatch]:
+    """Cuts a draw into ceil(n/P) microbatches, at least one, each of exactly P slots (S4)."""
+    count = max(1, -(-len(raw_drawn) // patients_per_microbatch))
+    slots = np.full(count * patients_per_microbatch, -1, dtype=np.int64)
+    slots[: len(raw_drawn)] = raw_drawn
+    for index, part in enumerate(slots.reshape(count, patients_per_microbatch)):
+        yield Microbatch(raw_patients=part, is_last=index == count - 1)
+
+
+def is_validation_patient(split_key: bytes, patient_id: str, fraction: str) -> bool:
+    """Whether a patient belongs to the validation block (S6).
+
+    HMAC-SHA256(population key, id) < fraction * 2^256: independent of counts and results,
+    and the same for every dataset of the population.
+    """
+    digest = hmac.new(split_key, patient_id.encode(), hashlib.sha256).digest()
+    return int.from_bytes(digest, "big") < int(Decimal(fraction) * 2**256)

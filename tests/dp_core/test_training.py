@@ -1,0 +1,349 @@
+"""The loop: charge before draw, resume, stopping, taint (JOURNAL, RESUME, REPLAY, TAINT)."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from controller.reference import ReferencePolicy
+from dp_core.artifact import save_adapter
+from dp_core.checkpoint import from_files
+from dp_core.errors import CheckpointMismatch, JournalUnavailable, StaleAttempt, StepFailed
+from dp_core.lora import attach_adapters
+from dp_core.mechanism import effective_noise_multiplier
+from dp_core.noise import NoiseSource, OsEntropySource, SeededSource
+from dp_core.plan import Performance, RunPlan
+from dp_core.ports import ChunkCharge, ChunkPermit, GroupActions
+from dp_core.records import Blocks
+from dp_core.telemetry import Raw, ReleasedValue, WindowTelemetry
+from dp_core.training import PrivateTraining, TrainingResult
+from tests.dp_core.conftest import make_plan, tiny_gpt2
+from tests.fakes import MemoryJournal, MemoryProgress, MemoryStore
+
+
+class Recorded:
+    """One run with everything that can be looked at afterwards."""
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        *,
+        plan: RunPlan | None = None,
+        journal: MemoryJournal | None = None,
+        store: MemoryStore | None = None,
+        stop_after: int | None = None,
+        noise: NoiseSource | None = None,
+        policy: Any = None,
+    ) -> None:
+        self.plan = plan or make_plan()
+        self.journal = journal or MemoryJournal(self.plan)
+        self.store = store or MemoryStore()
+        self.progress = MemoryProgress(stop_after)
+        self.model = attach_adapters(tiny_gpt2(), self.plan.adapter, seed=self.plan.seed)
+        self.training = PrivateTraining(
+            plan=self.plan,
+            model=self.model,
+            blocks=blocks,
+            make_policy=lambda seen: policy or ReferencePolicy(groups=describe(seen)),
+            journal=self.journal,
+            checkpoints=self.store,
+            progress=self.progress,
+            noise_source=noise or OsEntropySource(),
+            performance=Performance(patients_per_microbatch=4),
+        )
+
+    def run(self) -> TrainingResult:
+        return self.training.run()
+
+
+def describe(seen: WindowTelemetry) -> Any:
+    from controller.observation import describe_groups
+
+    return describe_groups(seen)
+
+
+class TestWholeRun:
+    def test_every_step_is_charged_before_it_runs(self, blocks: Blocks) -> None:
+        run = Recorded(blocks)
+        result = run.run()
+        assert result.outcome == "completed"
+        assert result.steps_finished == 6
+        assert [c.steps for c in run.journal.charges] == [2, 2, 2]
+        assert [c.first_step for c in run.journal.charges] == [0, 2, 4]
+        assert run.journal.closed == [(0, 2), (1, 2), (2, 2)]
+        assert run.progress.steps == [1, 2, 3, 4, 5, 6]
+        assert len(run.journal.queries) == 4, "before the first window and after each"
+
+    def test_each_charge_recomputes_to_its_level(self, blocks: Blocks) -> None:
+        run = Recorded(blocks)
+        run.run()
+        for charge in run.journal.charges:
+            sigma = effective_noise_multiplier(
+                [float(c.sensitivity) for c in charge.components],
+                [float(c.std) for c in charge.components],
+            )
+            level = float(run.plan.noise_levels[0])
+            assert charge.noise_multiplier == run.plan.noise_levels[0]
+            assert level <= sigma <= level * (1 + 2e-6)
+
+    def test_every_adapter_tensor_moves_and_the_base_does_not(self, blocks: Blocks) -> None:
+        run = Recorded(blocks)
+        before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
+        run.run()
+        for name, parameter in run.model.named_parameters():
+            assert torch.equal(before[name], parameter) != ("lora_" in name), name
+
+    def test_learning_happens(self, blocks: Blocks) -> None:
+        plan = make_plan(
+            target_epsilon="100",
+            validation_noise_multiplier="0.500",
+            steps_max=40,
+            interval_steps=10,
+            batch_size=40,
+        )
+        run = Recorded(blocks, plan=plan, noise=SeededSource(1))
+        run.run()
+        losses = [e.loss.value for e in run.progress.evaluations]
+        noise = run.progress.evaluations[0].loss.std
+        assert losses[-1] < losses[0] - 3 * noise
+
+    def test_adapter_files_hold_the_averaged_weights_and_no_path(
+        self, blocks: Blocks, tmp_path: Any
+    ) -> None:
+        from safetensors.torch import load_file
+
+        run = Recorded(blocks)
+        run.run()
+        averages = run.training.averaged.averages()
+        weights, config = save_adapter(run.model, tmp_path / "out", base_model_name="demo/base")
+        stored = load_file(weights)
+        assert len(stored) == len(averages)
+        assert json.loads(config.read_text())["base_model_name_or_path"] == "demo/base"
+        assert str(tmp_path) not in config.read_text()
+
+
+class TestJournal:
+    def test_an_unreachable_journal_stops_before_anything_is_drawn(self, blocks: Blocks) -> None:
+        run = Recorded(blocks)
+        run.training._evaluate()
+        run.journal.is_reachable = False
+        run.training.hold_out = None
+        with pytest.raises(JournalUnavailable):
+            run.run()
+        assert run.progress.steps == []
+
+    def test_a_lost_attempt_gets_no_permit(self, blocks: Blocks) -> None:
+        class Overtaken(MemoryJournal):
+            def open_chunk(self, charge: ChunkCharge) -> ChunkPermit:
+                if charge.chunk_index == 1:
+                    self.attempt = 2
+                return super().open_chunk(charge)
+
+        plan = make_plan()
+        run = Recorded(blocks, plan=plan, journal=Overtaken(plan))
+        with pytest.raises(StaleAttempt):
+            run.run()
+        assert run.progress.steps == [1, 2]
+
+    def test_a_crash_inside_a_window_is_charged_again_with_fresh_noise(
+        self, blocks: Blocks
+    ) -> None:
+        plan = make_plan()
+        journal, store = MemoryJournal(plan), MemoryStore()
+        first = Recorded(blocks, plan=plan, journal=journal, store=store)
+        broken = first.training.step_runner.run
+
+        def crash(permit: ChunkPermit, settings: Any, index: int) -> Any:
+            if index == 3:
+                raise StepFailed(index)
+            return broken(permit, settings, index)
+
+        first.training.step_runner.run = crash  # type: ignore[method-assign]
+        with pytest.raises(StepFailed):
+            first.run()
+        journal.attempt = 2
+        second = Recorded(blocks, plan=plan, journal=journal, store=store)
+        result = second.run()
+        assert result.outcome == "completed"
+        assert [c.first_step for c in journal.charges] == [0, 2, 4, 6]
+        assert [c.attempt for c in journal.charges] == [1, 1, 2, 2]
+        started = 3 + 4  # the crashed window ran one step, the redone ones all
+        assert started <= sum(c.steps for c in journal.charges) == 8
+
+    def test_when_the_margin_is_gone_the_job_stops_with_what_it_has(self, blocks: Blocks) -> None:
+        plan = make_plan(margin_windows=0)
+        journal = MemoryJournal(plan)
+        store = MemoryStore()
+        Recorded(blocks, plan=plan, journal=journal, store=store, stop_after=3).run()
+        journal.attempt = 2
+        result = Recorded(blocks, plan=plan, journal=journal, store=store).run()
+        assert result.outcome == "budget_stopped"
+        assert sum(c.steps for c in journal.charges) == plan.steps_started_max
+
+    def test_adaptive_levels_stay_within_the_jobs_filter(self, blocks: Blocks) -> None:
+        from dp_core.accounting import step_pico
+
+        plan = make_plan(mode="adaptive_sigma", steps_max=12, batch_size=20)
+        assert plan.alpha_job is not None
+
+        class Priced(MemoryJournal):
+            def position(self) -> Any:
+                import dataclasses
+
+                units = sum(
+                    c.steps * step_pico(c.q, c.noise_multiplier, plan.alpha_job or 2)
+                    for c in self.charges
+                )
+                return dataclasses.replace(super().position(), job_units=units)
+
+        class Greedy:
+            name = "greedy"
+
+            def propose(self, seen: WindowTelemetry) -> GroupActions:
+                import dataclasses
+
+                return dataclasses.replace(GroupActions.neutral(len(seen.groups)), level=-1.0)
+
+            def learn(self, seen: WindowTelemetry) -> None: ...
+
+            def digest(self) -> str:
+                return "0" * 64
+
+            def state(self) -> dict[str, bytes]:
+                return {}
+
+            def restore(self, state: Mapping[str, bytes]) -> None: ...
+
+        run = Recorded(blocks, plan=plan, journal=Priced(plan), policy=Greedy())
+        run.run()
+        levels = [c.noise_multiplier for c in run.journal.charges]
+        assert levels[0] == plan.noise_levels[0]
+        assert run.journal.position().job_units <= plan.job_limit
+
+
+class TestResume:
+    def test_a_stopped_run_goes_on_from_its_checkpoint(self, blocks: Blocks) -> None:
+        plan = make_plan()
+        journal, store = MemoryJournal(plan), MemoryStore()
+        stopped = Recorded(blocks, plan=plan, journal=journal, store=store, stop_after=2)
+        assert stopped.run().outcome == "cancelled"
+        assert store.saved == [(2, 0)]
+        assert store.files is not None
+        snapshot = from_files(store.files, plan_digest=plan.digest())
+        journal.attempt = 2
+        resumed = Recorded(blocks, plan=plan, journal=journal, store=store)
+        resumed.training._restore()
+        for name, tensor in resumed.training._named_tensors().items():
+            assert torch.equal(tensor, snapshot.tensors[name]), name
+        assert resumed.training.telemetry == snapshot.telemetry
+        assert resumed.run().outcome == "completed"
+        assert resumed.progress.steps == [3, 4, 5, 6]
+
+    def test_a_checkpoint_of_another_plan_or_format_is_refused(self, blocks: Blocks) -> None:
+        run = Recorded(blocks, stop_after=2)
+        run.run()
+        assert run.store.files is not None
+        with pytest.raises(CheckpointMismatch, match="another plan"):
+            from_files(run.store.files, plan_digest="0" * 64)
+        with pytest.raises(CheckpointMismatch, match="cannot be read"):
+            from_files({}, plan_digest="0" * 64)
+
+    def test_no_checkpoint_holds_generator_state_or_patients(self, blocks: Blocks) -> None:
+        run = Recorded(blocks)
+        run.run()
+        assert run.store.files is not None
+        everything = b"".join(run.store.files.values())
+        assert b"patient-" not in everything
+        assert b"generator" not in everything
+        assert not any(name.endswith((".pkl", ".pt")) for name in run.store.files)
+
+
+class TestReplay:
+    """The transcript depends on the data through the noised outputs alone (2602.17454)."""
+
+    def test_same_released_values_give_same_charges_on_neighbouring_data(
+        self, blocks: Blocks
+    ) -> None:
+        plan = make_plan()
+        recorded = Recorded(blocks, plan=plan)
+        outputs: list[Any] = []
+        original = recorded.training.step_runner.run
+
+        def record(permit: ChunkPermit, settings: Any, index: int) -> Any:
+            outputs.append(original(permit, settings, index))
+            return outputs[-1]
+
+        recorded.training.step_runner.run = record  # type: ignore[method-assign]
+        recorded.training.hold_out = None
+        recorded.run()
+        neighbour = without_a_patient(blocks)
+        replayed = Recorded(neighbour, plan=plan)
+        replayed.training.hold_out = None
+        groups = replayed.training.groups
+        optimizer = replayed.training.optimizer
+
+        def replay(permit: ChunkPermit, settings: Any, index: int) -> Any:
+            released = outputs[index]
+            for group, sums in zip(groups, released.sums, strict=True):
+                offset = 0
+                for parameter in group.parameters:
+                    piece = sums[offset : offset + parameter.numel()]
+                    parameter.grad = piece.view_as(parameter) / plan.batch_size_expected
+                    offset += parameter.numel()
+            optimizer.original_optimizer.step()
+            return released
+
+        replayed.training.step_runner.run = replay  # type: ignore[method-assign]
+        replayed.run()
+        assert replayed.journal.charges == recorded.journal.charges
+        assert replayed.store.files == recorded.store.files
+
+
+def without_a_patient(blocks: Blocks) -> Blocks:
+    from dp_core.records import PatientRecords
+
+    raw = blocks.training._raw_rows[1:]
+    return Blocks(
+        training=PatientRecords(raw_rows=raw, tokens_per_row=16, pad_id=2),
+        validation=blocks.validation,
+    )
+
+
+class TestTaint:
+    def test_a_raw_value_cannot_be_shown_stored_or_branched_on(self) -> None:
+        raw = Raw(np.array([1, 2]))
+        for use in (repr, str, bool, float, len, hash, pickle.dumps, iter, lambda r: f"{r}"):
+            with pytest.raises(TypeError, match="raw value"):
+                use(raw)
+        with pytest.raises(TypeError):
+            json.dumps({"value": raw})
+
+    def test_a_failing_step_says_its_index_and_nothing_else(self, blocks: Blocks) -> None:
+        run = Recorded(blocks)
+
+        def explode(*_: Any, **__: Any) -> Any:
+            raise ValueError("patient-7 said SECRET")
+
+        run.training.step_runner._records.batch = explode  # type: ignore[method-assign]
+        run.training.hold_out = None
+        with pytest.raises(StepFailed) as caught:
+            run.run()
+        assert "SECRET" not in str(caught.value)
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__
+
+    def test_policies_see_released_and_public_types_only(self, blocks: Blocks) -> None:
+        run = Recorded(blocks)
+        run.run()
+        seen = run.progress.windows[-1].telemetry
+        assert isinstance(seen.loss, ReleasedValue)
+        assert seen.loss.std > 0
+        for group in seen.groups:
+            assert isinstance(group.clip_fraction, ReleasedValue)
+            assert group.clip_fraction.std > 0
