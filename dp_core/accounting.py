@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, Decimal
+from fractions import Fraction
 from functools import lru_cache
 
 import dp_accounting
@@ -58,7 +59,15 @@ def rdp_per_step(q: str, noise_multiplier: str, alpha: int) -> mpmath.mpf:
 
 @lru_cache(maxsize=65536)
 def step_pico(q: str, noise_multiplier: str, alpha: int) -> int:
-    """Price of one step in pico-RDP at order `alpha`, rounded up."""
+    """Price of one step in pico-RDP at order `alpha`, rounded up.
+
+    Without sampling (q = 1) the price is rational and rounded up exactly; 60 digits of a
+    quotient could sit a hair above an integer.
+    """
+    if decimal_of(q, field="q") == 1:
+        _check_order(alpha)
+        event = PoissonGaussian(q=q, noise_multiplier=noise_multiplier, steps=1)
+        return math.ceil(Fraction(alpha * PICO) / (2 * Fraction(event.noise_multiplier) ** 2))
     with mpmath.workdps(WORKING_DIGITS):
         return int(mpmath.ceil(rdp_per_step(q, noise_multiplier, alpha) * PICO))
 
@@ -118,14 +127,20 @@ def round_up(value: Decimal) -> Decimal:
     return value.quantize(Decimal("0.0001"), rounding=ROUND_CEILING)
 
 
-def epsilon_so_far(events: Sequence[PoissonGaussian], delta: str) -> str:
-    """Smallest epsilon over the orders 2..64 for what was charged so far.
+def epsilon_so_far(
+    events: Sequence[PoissonGaussian], delta: str, *, is_fixed_schedule: bool = False
+) -> str:
+    """Epsilon of what was charged so far; "0" before anything was charged.
 
-    A report, never a guarantee: choosing the best order afterwards is not a filter
-    (ledger.md 3.7). "0" before anything was charged.
+    The smallest over the orders 2..64, or by PLD for a job whose schedule was fixed
+    beforehand: its promise is a PLD epsilon too, and the RDP figure of a few steps would
+    stand above it. A report, never a guarantee: choosing the best order afterwards is not a
+    filter (ledger.md 3.7), and an early stop does not lower a certificate (A6).
     """
     if not any(event.steps for event in events):
         return "0"
+    if is_fixed_schedule:
+        return pld_epsilon(events, delta)
     orders = range(ORDER_MIN, ORDER_MAX + 1)
     return str(
         min(epsilon_of_pico(sum(charge_pico(e, a) for e in events), delta, a) for a in orders)

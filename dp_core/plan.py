@@ -115,7 +115,7 @@ class AdapterPlan:
 class OptimizerPlan:
     """Post-processing of released sums: Adam with a warm-up, cosine decay and averaging."""
 
-    learning_rate: str = "0.01"
+    learning_rate: str = "0.02"
     beta1: str = "0.9"
     beta2: str = "0.99"
     warmup_fraction: str = "0.05"

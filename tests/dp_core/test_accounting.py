@@ -36,6 +36,10 @@ class TestVectors:
             assert abs(rho / mpf(case["rho"]) - 1) < 1e-15
             assert accounting.step_pico(*key) == int(case["units"])
 
+    def test_without_sampling_the_price_is_the_exact_rational(self) -> None:
+        assert accounting.step_pico("1", "0.8", 4) == 3_125_000_000_000
+        assert accounting.step_pico("1.0", "3", 4) == 222_222_222_223
+
     def test_budget_is_exact_and_unusable_orders_are_refused(self, vectors: dict[str, Any]) -> None:
         for case in vectors["rdp_budget"]:
             key = (case["epsilon"], case["delta"], case["alpha"])
