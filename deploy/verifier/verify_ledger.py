@@ -1,0 +1,1128 @@
+#!/usr/bin/env python3
+"""Recomputes a privacy ledger from its bundle, offline, with software of your own choice.
+
+One file. Needs Python 3.11 and `cryptography`; with `dp-accounting` installed it also
+recomputes the epsilon of every schedule that was fixed in advance. It trusts nothing in
+the bundle: every hash, balance, price, limit, signature and certificate is derived again.
+
+Checked, in this order: archive and lines; canonical bytes, index, hash chain, tree root;
+closed field lists of every entry type; postings replayed from nothing; one reserve and one
+settle per job, epochs and window numbers without gap, job limits; signatures of two
+different stewards for every grant and release; bounds and noise of every window against
+their digest, effective noise multiplier >= charged level; every price and limit to the
+pico with 50-digit arithmetic; every number of every certificate against the log.
+
+Exit codes: 0 every check passed; 1 a check failed (the first bad entry is named); 2 wrong
+use, or the bundle cannot be read; 3 nothing failed, but something could not be established.
+
+Without --previous and --steward-key a whole log could have been written anew by whoever
+runs the service: keep the size and root of an earlier bundle and the stewards' keys
+yourself, and pass them here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from decimal import MAX_EMAX, MIN_EMIN, ROUND_CEILING, ROUND_FLOOR, Context, Decimal, localcontext
+from fractions import Fraction
+from functools import lru_cache
+from itertools import pairwise
+from math import comb
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+VERSION = "1.0.0"
+FORMAT = "dp-ledger-bundle/1"
+NO_LEAF = "0" * 64
+LINE_BYTES = {"entries.jsonl": 64 * 1024, "settings.jsonl": 4 * 2**20}
+CERTIFICATE_BYTES = 4 * 2**20
+DIGITS = Context(prec=110, Emax=MAX_EMAX, Emin=MIN_EMIN)  # 50 true digits with room to cancel
+PICO = 10**12
+ORDERS = range(2, 65)
+PLD_INTERVAL = 1e-4
+REASONS_NONE = {
+    "controller_private_inputs",
+    "ledger_check_failed",
+    "private_evaluation_uncharged",
+    "sampler_not_poisson",
+}
+REASONS = REASONS_NONE | {
+    "generator_not_os_entropy",
+    "no_external_witness",
+    "overlap_unstated",
+    "size_declared_exact",
+    "unit_by_statement",
+}
+
+
+class Failed(Exception):
+    """A check failed. `index` is the first bad entry, None when it is none's fault."""
+
+    def __init__(self, problem: str, index: int | None = None) -> None:
+        self.problem, self.index = problem, index
+        super().__init__(problem)
+
+
+class Unreadable(Exception):
+    """The bundle cannot be read at all."""
+
+
+def require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise Failed(problem)
+
+
+# --- canonical JSON and the tree ------------------------------------------------------
+
+
+def _no_float(text: str) -> Any:
+    raise Failed(f"a number that is no integer: {text[:20]!r}")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    require(len({key for key, _ in pairs}) == len(pairs), "a key stands twice in one object")
+    return dict(pairs)
+
+
+def parse_canonical(line: bytes) -> Any:
+    """The value of a line, if the line is exactly its canonical form (I14)."""
+    try:
+        value = json.loads(
+            line.decode("ascii"),
+            parse_float=_no_float,
+            parse_constant=_no_float,
+            object_pairs_hook=_no_duplicates,
+        )
+        again = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    except (ValueError, RecursionError):
+        raise Failed("not JSON") from None
+    _check_values(value)
+    require(again.encode() == line, "not canonical: it differs from its re-serialisation")
+    return value
+
+
+def _check_values(value: Any) -> None:
+    if isinstance(value, str):
+        require(all(" " <= char <= "~" for char in value), "text beyond printable ASCII")
+    elif isinstance(value, int):
+        require(abs(value) < 2**53, "an integer beyond 2^53")
+    elif isinstance(value, list):
+        for item in value:
+            _check_values(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_values(key)
+            _check_values(item)
+
+
+def leaf_of(body: bytes) -> str:
+    return hashlib.sha256(b"\x00" + body).hexdigest()
+
+
+def _node(left: str, right: str) -> str:
+    return hashlib.sha256(b"\x01" + bytes.fromhex(left) + bytes.fromhex(right)).hexdigest()
+
+
+def merkle_root(leaves: Sequence[str]) -> str:
+    """RFC 6962 tree head, by its recursive definition turned bottom-up."""
+    if not leaves:
+        return hashlib.sha256().hexdigest()
+    level = list(leaves)
+    while len(level) > 1:  # an odd last node moves up as it is
+        paired = [_node(a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
+        level = paired + level[len(paired) * 2 :]
+    return level[0]
+
+
+# --- arithmetic -----------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def step_prices(q: str, level: str) -> dict[int, int]:
+    """ceil(1e12 rho) of one step at the orders 2..64 (arXiv 1908.10530, integer orders)."""
+    rate, sigma = Decimal(q), Decimal(level)
+    require(0 < rate <= 1 and Decimal("0.01") <= sigma <= 10**6, "rate or level out of range")
+    if rate == 1:
+        exact = {a: Fraction(a) / (2 * Fraction(level) ** 2) * PICO for a in ORDERS}
+        return {a: -(-price.numerator // price.denominator) for a, price in exact.items()}
+    with localcontext(DIGITS):
+        twice = 2 * sigma * sigma
+        growth = [(Decimal(j * (j - 1)) / twice).exp() - 1 for j in range(ORDERS[-1] + 1)]
+        prices = {}
+        for alpha in ORDERS:
+            total = Decimal(1)
+            for j in range(2, alpha + 1):
+                total += comb(alpha, j) * rate**j * (1 - rate) ** (alpha - j) * growth[j]
+            rho = total.ln() / (alpha - 1)
+            prices[alpha] = int((rho * PICO).to_integral_value(ROUND_CEILING))
+        return prices
+
+
+def limit_pico(epsilon: str, delta: str, alpha: int) -> int:
+    """floor(1e12 B) of (epsilon, delta) at one order (conversion of arXiv 2004.00010)."""
+    with localcontext(DIGITS):
+        d, order = Decimal(delta), Decimal(alpha)
+        budget = Decimal(epsilon) - (1 - 1 / order).ln() + (d * order).ln() / (order - 1)
+        return int((budget * PICO).to_integral_value(ROUND_FLOOR))
+
+
+def noise_suffices(components: list[dict[str, str]], level: str) -> bool:
+    """sigma_eff >= level, with 1/sigma_eff^2 = sum (bound/std)^2, in exact fractions."""
+    total = sum(((Fraction(c["bound"]) / Fraction(c["std"])) ** 2 for c in components), Fraction())
+    return total > 0 and total * Fraction(level) ** 2 <= 1
+
+
+# --- closed field lists of every entry type ----------------------------------------------
+
+Shape = Any  # a pattern name, a tuple (optional), a one-element list, or an object
+
+
+# fmt: off
+PATTERNS = {
+    "text": r"[ -~]{1,200}",
+    "id": r"[A-Za-z0-9_.:/#-]{1,160}",
+    "code": r"[a-z0-9_]{1,40}",
+    "hash": r"[0-9a-f]{64}",
+    "pico": r"0|[1-9][0-9]{0,18}",
+    "amount": r"-?(0|[1-9][0-9]{0,18})",
+    "decimal": r"([0-9]{1,400}(\.[0-9]{1,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,3})?",
+    "signature": r"[A-Za-z0-9+/]{86}==",
+}
+APPROVAL = {"approver": "id", "signature": "signature"}
+DIGESTS = {"*id": "hash"}
+LEVEL = {"job_step_price": ("pico",), "level": "decimal", "prices": ["pico"], "step_pico": "pico"}
+BLOCK = {"amount": "pico", "block": "code", "levels": [LEVEL], "q": "decimal", "steps_max": "int"}
+GRANT_TERMS = {
+    "alpha_star": "int", "delta": "decimal", "epsilon": "decimal", "grant": "id", "limit": "pico",
+}
+RELEASE_TERMS = {"artifacts": DIGESTS, "certificate": "hash", "job": "id", "release": "id"}
+TYPES: dict[str, dict[str, Shape]] = {
+    "log.opened": {"origin": "text"},
+    "principal.registered": {"key": "hash", "principal": "id", "role": "code"},
+    "population.registered": {
+        "blocks": ["code"], "overlap_with": (["id"],), "patients_public": "int",
+        "patients_public_basis": "code", "population": "id", "relation": "code", "unit": "code",
+        "validation_fraction": "decimal",
+    },
+    "grant.proposed": {
+        **GRANT_TERMS, "amount": "amount", "limit_before": "pico", "reason": "code",
+    },
+    "grant.approved": {"grant": "id", "proposal": "int", "signature": "signature"},
+    "grant.rejected": {"grant": "id", "proposal": "int", "signature": "signature"},
+    "grant.effective": {**GRANT_TERMS, "approvals": [APPROVAL], "proposal": "int"},
+    "reserve": {
+        "adapter": {"alpha": "int", "r": "int", "target_modules": ["text"]},
+        "alpha_job": ("int",), "alpha_star": "int", "base_model": "text", "blocks": [BLOCK],
+        "controller": "text", "dataset_version": "text", "delta": "decimal",
+        "epsilon": "decimal", "job": "id", "job_limit": "pico", "noise_source": "code",
+        "other_uses": {"*code": "text"}, "patients_public": "int", "plan": "hash",
+        "relation": "code", "rule": "code", "sampler": "code",
+        "schedule": ([{"level": "decimal", "steps": "int"}],), "signals": ["code"],
+        "steps_max": "int", "steps_per_window_max": "int", "steps_started_max": "int",
+        "unit": "code",
+    },
+    "reserve.refused": {"free": "pico", "needed": "pico"},
+    "attempt.started": {"epoch": "int", "job": "id", "versions": {"*text": "text"}, "worker": "id"},
+    "window.charge": {
+        "charge": "pico", "epoch": "int", "first_step": "int", "inputs": "code", "job": "id",
+        "job_charge": "pico", "level": "decimal", "policy": "text", "q": "decimal",
+        "settings": "hash", "steps": "int", "window": "int",
+    },
+    "window.done": {"epoch": "int", "job": "id", "steps_run": "int", "window": "int"},
+    "window.abandoned": {"epoch": "int", "job": "id", "reason": "code", "window": "int"},
+    "query.charge": {
+        "block": "code", "charge": "pico", "epoch": "int", "job": "id", "level": "decimal",
+        "mechanism": "code", "q": "decimal", "query": "int", "scale": "decimal",
+        "sensitivity": "decimal", "step": "int",
+    },
+    "settle": {
+        "artifacts": DIGESTS, "certificate": ("hash",), "job": "id", "job_spent": "pico",
+        "returned": {"*code": "pico"}, "state": "code", "steps_started": {"*code": "int"},
+        "windows": {"abandoned": "int", "charged": "int", "done": "int"},
+    },
+    "release.requested": RELEASE_TERMS,
+    "release.approved": {"proposal": "int", "release": "id", "signature": "signature"},
+    "release.rejected": {"proposal": "int", "release": "id", "signature": "signature"},
+    "release.published": {**RELEASE_TERMS, "approvals": [APPROVAL], "proposal": "int"},
+}
+BODY = {
+    "actor": "id", "data": "any", "idem": "id", "idx": "int", "log": "id", "pop": ("id",),
+    "post": [["any"]], "prev": "hash", "ts": "text", "type": "text", "v": "int",
+}
+COMPONENT = {"bound": "decimal", "id": "text", "std": "decimal"}
+# fmt: on
+AFTER_SETTLE = {"release.requested", "release.approved", "release.rejected", "release.published"}
+
+
+def check_shape(value: Any, shape: Shape, where: str) -> None:
+    """Fails unless the value has exactly the fields and forms listed."""
+    if isinstance(shape, tuple):
+        if value is not None:
+            check_shape(value, shape[0], where)
+    elif isinstance(shape, list):
+        require(isinstance(value, list), f"{where} is no list")
+        for item in value:
+            check_shape(item, shape[0], where)
+    elif isinstance(shape, dict):
+        require(isinstance(value, dict), f"{where} is no object")
+        _check_fields(value, shape, where)
+    elif shape == "int":
+        require(type(value) is int and value >= 0, f"{where} is no count")
+    elif shape != "any":
+        fits = isinstance(value, str) and re.fullmatch(PATTERNS[shape], value)
+        require(bool(fits), f"{where} is no {shape}")
+
+
+def _check_fields(value: dict[str, Any], shape: dict[str, Shape], where: str) -> None:
+    names = next(iter(shape))
+    if names.startswith("*"):  # any names of one form
+        for key, item in value.items():
+            check_shape(key, names[1:], f"a name in {where}")
+            check_shape(item, shape[names], where)
+        return
+    unknown, missing = set(value) - set(shape), set(shape) - set(value)
+    require(not unknown, f"{where} has an unknown field")
+    require(not missing, f"{where} lacks {min(missing, default='')}")
+    for key, item in value.items():
+        check_shape(item, shape[key], f"{where}.{key}")
+
+
+# --- the bundle -----------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Bundle:
+    """The files of a bundle, as bytes; nothing in them is believed yet."""
+
+    entries: list[bytes]
+    settings: dict[str, Any]
+    certificates: dict[str, tuple[str, Any]]  # job -> (digest, statement)
+    manifest: dict[str, Any]
+
+
+def read_bundle(path: Path) -> Bundle:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read_archive(archive)
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as problem:
+        raise Unreadable(f"{path}: not a readable bundle ({type(problem).__name__})") from None
+
+
+def _read_archive(archive: zipfile.ZipFile) -> Bundle:
+    names = archive.namelist()
+    require(len(set(names)) == len(names), "a file stands twice in the bundle")
+    if not {"manifest.json", "entries.jsonl", "settings.jsonl"} <= set(names):
+        raise Unreadable("manifest.json, entries.jsonl or settings.jsonl is missing")
+    certificates = {}
+    for name in names:
+        if name in ("manifest.json", *LINE_BYTES):
+            continue
+        match = re.fullmatch(r"certificates/([A-Za-z0-9_-]{1,80})\.json", name)
+        require(match is not None, "a file of unknown name in the bundle")
+        assert match is not None
+        lines = list(_lines(archive, name, CERTIFICATE_BYTES))
+        require(len(lines) == 1, "a certificate is not one line")
+        digest = hashlib.sha256(lines[0]).hexdigest()
+        certificates[match[1]] = (digest, parse_canonical(lines[0]))
+    return Bundle(
+        entries=list(_lines(archive, "entries.jsonl", LINE_BYTES["entries.jsonl"])),
+        settings=_settings(archive),
+        certificates=certificates,
+        manifest=_manifest(archive),
+    )
+
+
+def _lines(archive: zipfile.ZipFile, name: str, limit: int) -> Iterator[bytes]:
+    with archive.open(name) as source:
+        while line := source.readline(limit + 2):
+            require(line.endswith(b"\n") and len(line) <= limit + 1, f"a bad line in {name}")
+            yield line[:-1]
+
+
+def _settings(archive: zipfile.ZipFile) -> dict[str, Any]:
+    found = {}
+    for line in _lines(archive, "settings.jsonl", LINE_BYTES["settings.jsonl"]):
+        digest = hashlib.sha256(line).hexdigest()
+        require(digest not in found, "settings stand twice")
+        found[digest] = parse_canonical(line)
+    return found
+
+
+def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
+    try:
+        manifest = json.loads(archive.read("manifest.json"))
+    except ValueError:
+        raise Unreadable("manifest.json is not JSON") from None
+    require(isinstance(manifest, dict) and manifest.get("format") == FORMAT, "unknown format")
+    files = manifest.get("files")
+    others = set(archive.namelist()) - {"manifest.json"}
+    require(isinstance(files, dict) and set(files) == others, "manifest and archive differ")
+    for name in sorted(others):
+        digest = hashlib.sha256(archive.read(name)).hexdigest()
+        require(files[name] == digest, f"{name} differs from the manifest")
+    result: dict[str, Any] = manifest
+    return result
+
+
+# --- replay ---------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Population:
+    blocks: list[str]
+    patients_public: int
+    overlap: Any
+    alpha: int | None = None
+    delta: str = "0"
+    epsilon: str = "0"
+    limit: int = 0
+    balances: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Job:
+    """What the log has said about one job so far."""
+
+    population: str
+    terms: dict[str, Any]
+    blocks: dict[str, dict[str, Any]]
+    worker: str = ""
+    epoch: int = 0
+    windows: dict[int, str] = field(default_factory=dict)  # window -> open, done, abandoned
+    window_steps: dict[int, int] = field(default_factory=dict)
+    queries: int = 0
+    started: dict[str, int] = field(default_factory=dict)
+    spent: dict[str, int] = field(default_factory=dict)
+    job_spent: int = 0
+    indexes: dict[str, list[int]] = field(default_factory=dict)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    settle: dict[str, Any] | None = None
+    limit_at_settle: dict[str, Any] = field(default_factory=dict)
+    released: bool = False
+
+
+def account(block: str, kind: str, job: str = "") -> str:
+    name = f"{kind}:{job}" if job else kind
+    return name if block == "train" else f"{block}/{name}"
+
+
+class Replay:
+    """Follows a log from nothing and keeps every balance, job, proposal and signature."""
+
+    def __init__(self, bundle: Bundle, pinned_keys: Sequence[str]) -> None:
+        self.bundle, self.pinned = bundle, set(pinned_keys)
+        self.leaves: list[str] = []
+        self.log = self.origin = self.ts = ""
+        self.index = 0
+        self.idems: set[str] = set()
+        self.keys: dict[str, str] = {}
+        self.is_founding = True
+        self.populations: dict[str, Population] = {}
+        self.jobs: dict[str, Job] = {}
+        self.proposals: dict[int, dict[str, Any]] = {}
+        self.settings_used: set[str] = set()
+        self.prices_checked = 0
+        self.steps: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, int]]] = {
+            kind: getattr(self, "_" + kind.replace(".", "_")) for kind in TYPES
+        }
+
+    def run(self) -> None:
+        for index, line in enumerate(self.bundle.entries):
+            self.index = index
+            try:
+                self._entry(index, line)
+            except Failed as failed:
+                raise Failed(failed.problem, index) from None
+            except (ArithmeticError, KeyError, TypeError, ValueError, AttributeError) as error:
+                raise Failed(f"malformed ({type(error).__name__})", index) from None
+        require(bool(self.leaves), "the log is empty")
+        require(set(self.bundle.settings) == self.settings_used, "settings no entry names")
+
+    def _entry(self, index: int, line: bytes) -> None:
+        body = parse_canonical(line)
+        check_shape(body, BODY, "body")
+        self._chain(index, body)
+        kind, data = body["type"], body["data"]
+        require(kind in TYPES and body["v"] == 1, "unknown type or version")
+        check_shape(data, TYPES[kind], kind)
+        if kind not in ("log.opened", "principal.registered"):
+            self.is_founding = False
+        if body["pop"] is not None and kind != "population.registered":
+            require(body["pop"] in self.populations, "unknown population")
+        job = self.jobs.get(data.get("job", ""))
+        if job is not None:
+            require(job.settle is None or kind in AFTER_SETTLE, f"{kind} after settle (I6)")
+            require(job.population == body["pop"], "entry and job name different populations")
+            job.indexes.setdefault(kind, []).append(index)
+        self._post(body, self.steps[kind](body, data))
+        self.leaves.append(leaf_of(line))
+
+    def _chain(self, index: int, body: dict[str, Any]) -> None:
+        require(body["idx"] == index, f"index {index} expected")
+        prev = self.leaves[-1] if self.leaves else NO_LEAF
+        require(body["prev"] == prev, "prev is not the leaf before")
+        require(index > 0 or body["type"] == "log.opened", "the log does not begin")
+        self.log = self.log or body["log"]
+        require(body["log"] == self.log, "an entry of another log")
+        pattern = r"[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]Z"
+        require(bool(re.fullmatch(pattern, body["ts"])), "time is no UTC minute")
+        require(body["ts"] >= self.ts, "time falls")
+        self.ts = body["ts"]
+        require(body["idem"] not in self.idems, "idem used twice")
+        self.idems.add(body["idem"])
+
+    def _post(self, body: dict[str, Any], expected: dict[str, int]) -> None:
+        """The postings are exactly those that follow from the entry; none overdraws (I1-I5)."""
+        wanted = [[name, str(amount)] for name, amount in sorted(expected.items()) if amount]
+        require(body["post"] == wanted, "the postings do not follow from the entry")
+        require(sum(expected.values()) == 0, "postings do not sum to 0 (I3)")
+        if not wanted:
+            return
+        balances = self._population(body).balances
+        for name, amount in expected.items():
+            balances[name] = balances.get(name, 0) + amount
+            is_issuance = name.rpartition("/")[2] == "issuance"
+            require(balances[name] >= 0 or is_issuance, f"{name} overdrawn (I2)")
+
+    def _population(self, body: dict[str, Any]) -> Population:
+        require(body["pop"] in self.populations, "unknown population")
+        return self.populations[body["pop"]]
+
+    def _job(self, data: dict[str, Any], *, is_running: bool = False) -> Job:
+        require(data["job"] in self.jobs, "the job reserved nothing")
+        job = self.jobs[data["job"]]
+        if is_running:
+            require(0 < data["epoch"] == job.epoch, "not of the latest attempt (I7)")
+        return job
+
+    # one method per type; each returns the postings that must stand in the entry
+
+    def _log_opened(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        require(self.index == 0, "the log is opened twice")
+        require(data["origin"].endswith("/" + self.log), "origin and log differ")
+        self.origin = data["origin"]
+        return {}
+
+    def _principal_registered(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        require(self.is_founding, "a steward was added without approval by another")
+        require(data["role"] == "steward", "only stewards have keys")
+        require(data["principal"] not in self.keys, "registered twice")
+        require(data["key"] not in self.keys.values(), "one key for two people")
+        require(not self.pinned or data["key"] in self.pinned, "a steward key you did not pin")
+        self.keys[data["principal"]] = data["key"]
+        return {}
+
+    def _population_registered(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        require(body["pop"] == data["population"], "names two populations")
+        require(body["pop"] not in self.populations, "registered twice")
+        require(data["relation"] == "add_remove", "unknown relation")
+        held_out = Decimal(data["validation_fraction"]) > 0
+        blocks = ["train", "validation"] if held_out else ["train"]
+        require(data["blocks"] == blocks, "blocks do not follow from the fraction")
+        self.populations[body["pop"]] = Population(
+            blocks=blocks, patients_public=data["patients_public"], overlap=data["overlap_with"]
+        )
+        return {}
+
+    def _grant_proposed(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        population = self._population(body)
+        require(0 < data["alpha_star"] <= 64, "order out of range")
+        if population.alpha is not None:
+            same = (data["alpha_star"], data["delta"]) == (population.alpha, population.delta)
+            require(same, "order or delta differs from the first grant (I13)")
+        below = Decimal(data["delta"]) * population.patients_public < 1
+        require(below and Decimal(data["delta"]) > 0, "delta is not below 1/patients")
+        self._price(
+            int(data["limit"]), limit_pico(data["epsilon"], data["delta"], data["alpha_star"])
+        )
+        require(int(data["limit"]) > 0, "the limit is not positive")
+        amount = int(data["limit"]) - int(data["limit_before"])
+        require(int(data["amount"]) == amount, "amount is not the change of the limit")
+        self._propose(body, data["grant"])
+        return {}
+
+    def _propose(self, body: dict[str, Any], subject: str) -> None:
+        self.proposals[self.index] = {
+            "body": body,
+            "subject": subject,
+            "signed": {},
+            "is_open": True,
+            "leaf": leaf_of(self.bundle.entries[self.index]),
+        }
+
+    def _decided(self, body: dict[str, Any], subject: str, decision: str) -> dict[str, int]:
+        """A decision by a registered steward over exactly this proposal (I11)."""
+        data = body["data"]
+        proposal = self.proposals.get(data["proposal"])
+        require(proposal is not None and proposal["subject"] == subject, "no such proposal")
+        assert proposal is not None
+        require(proposal["is_open"], "the proposal is decided already")
+        require(body["pop"] == proposal["body"]["pop"], "another population")
+        key = self.keys.get(body["actor"])
+        require(key is not None, "signed by no registered steward")
+        assert key is not None
+        require(body["actor"] not in proposal["signed"], "signed twice by one person")
+        leaf = base64.b64encode(bytes.fromhex(proposal["leaf"])).decode()
+        text = f"dp-ledger-approval/v1\n{self.origin}\n{leaf}\n{decision}\n".encode()
+        try:
+            signature = base64.b64decode(data["signature"], validate=True)
+            Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(signature, text)
+        except (InvalidSignature, ValueError):
+            raise Failed("the signature does not fit") from None
+        if decision == "approve":
+            proposal["signed"][body["actor"]] = data["signature"]
+        else:
+            proposal["is_open"] = False
+        return {}
+
+    def _grant_approved(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        return self._decided(body, data["grant"], "approve")
+
+    def _grant_rejected(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        return self._decided(body, data["grant"], "reject")
+
+    def _release_approved(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        return self._decided(body, data["release"], "approve")
+
+    def _release_rejected(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        return self._decided(body, data["release"], "reject")
+
+    def _concluded(self, body: dict[str, Any], subject: str) -> dict[str, Any]:
+        """The proposal, if two people signed it, the proposer among them."""
+        data = body["data"]
+        proposal = self.proposals.get(data["proposal"])
+        require(proposal is not None and proposal["subject"] == subject, "no such proposal")
+        assert proposal is not None
+        told = {a["approver"]: a["signature"] for a in data["approvals"]}
+        require(proposal["is_open"] and told == proposal["signed"], "approvals differ (I11)")
+        people = len(told) >= 2 and proposal["body"]["actor"] in told
+        require(people and len(told) == len(data["approvals"]), "not two people (I11)")
+        require(proposal["body"]["pop"] == body["pop"], "another population")
+        proposal["is_open"] = False
+        proposed: dict[str, Any] = proposal["body"]["data"]
+        return proposed
+
+    def _grant_effective(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        proposed = self._concluded(body, data["grant"])
+        require(all(data[key] == proposed[key] for key in GRANT_TERMS), "not as proposed")
+        population = self._population(body)
+        require(int(proposed["limit_before"]) == population.limit, "made for another limit")
+        population.alpha, population.delta = data["alpha_star"], data["delta"]
+        population.epsilon, population.limit = data["epsilon"], int(data["limit"])
+        amount = int(proposed["amount"])
+        post = {account(b, "issuance"): -amount for b in population.blocks}
+        return post | {account(b, "budget"): amount for b in population.blocks}
+
+    def _price(self, told: int, computed: int) -> None:
+        self.prices_checked += 1
+        require(told == computed, f"{told} pico where {computed} is due ({told - computed:+d})")
+
+    def _reserve(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        population = self._population(body)
+        require(data["job"] not in self.jobs, "a second reserve (I6)")
+        require(population.alpha is not None, "no effective grant")
+        require(data["alpha_star"] == population.alpha, "not at the population's order")
+        require(Decimal(data["delta"]) <= Decimal(population.delta), "delta above the population's")
+        require(data["patients_public"] <= population.patients_public, "too many patients stated")
+        require(
+            data["relation"] == "add_remove" and data["sampler"] == "poisson",
+            "relation or sampler without accounting",
+        )
+        blocks = {block["block"]: block for block in data["blocks"]}
+        named = "train" in blocks and set(blocks) <= set(population.blocks)
+        require(named and len(blocks) == len(data["blocks"]), "blocks are not the population's")
+        require(blocks["train"]["steps_max"] == data["steps_started_max"], "steps differ")
+        self._job_rule(data, blocks["train"])
+        post: dict[str, int] = {}
+        for name, block in blocks.items():
+            amount = self._block_worst_case(data, block)
+            post |= {account(name, "budget"): -amount, account(name, "escrow", data["job"]): amount}
+        self.jobs[data["job"]] = Job(
+            population=body["pop"], terms=data, blocks=blocks, indexes={"reserve": [self.index]}
+        )
+        return post
+
+    def _job_rule(self, data: dict[str, Any], train: dict[str, Any]) -> None:
+        """The job's own claim: a schedule fixed beforehand, or a filter at a fixed order."""
+        limit = int(data["job_limit"])
+        if data["rule"] == "pld_fixed_schedule":
+            schedule = [{"level": train["levels"][0]["level"], "steps": limit}]
+            fits = data["schedule"] == schedule and limit == data["steps_started_max"]
+            require(
+                fits and len(train["levels"]) == 1 and data["alpha_job"] is None,
+                "the schedule is not the one that is charged",
+            )
+        else:
+            require(data["rule"] == "rdp_filter" and data["schedule"] is None, "unknown rule")
+            require(data["alpha_job"] in ORDERS, "order out of range")
+            self._price(limit, limit_pico(data["epsilon"], data["delta"], data["alpha_job"]))
+
+    def _block_worst_case(self, data: dict[str, Any], block: dict[str, Any]) -> int:
+        levels = [Decimal(level["level"]) for level in block["levels"]]
+        rising = all(a < b for a, b in pairwise(levels))
+        require(bool(levels) and rising, "levels do not rise")
+        dearest = 0
+        for level in block["levels"]:
+            prices = step_prices(block["q"], level["level"])
+            self._price(int(level["step_pico"]), prices[data["alpha_star"]])
+            require(level["prices"] == [str(prices[a]) for a in ORDERS], "prices by order differ")
+            self.prices_checked += len(ORDERS)
+            dearest = max(dearest, prices[data["alpha_star"]])
+            own = None if block["block"] != "train" else str(self._job_price(data, prices))
+            require(level["job_step_price"] == own, "the job's own price differs")
+        self._price(int(block["amount"]), block["steps_max"] * dearest)
+        return int(block["amount"])
+
+    @staticmethod
+    def _job_price(terms: dict[str, Any], prices: dict[int, int]) -> int:
+        return 1 if terms["rule"] == "pld_fixed_schedule" else prices[terms["alpha_job"]]
+
+    def _reserve_refused(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        require(int(data["needed"]) > int(data["free"]), "refused although it fits")
+        return {}
+
+    def _attempt_started(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        job = self._job(data)
+        require(data["epoch"] > job.epoch, "the epoch does not grow (I7)")
+        require(body["actor"] == data["worker"], "not entered by its worker")
+        job.epoch, job.worker = data["epoch"], data["worker"]
+        job.attempts.append({"epoch": data["epoch"], "versions": data["versions"]})
+        return {}
+
+    def _charge(self, job: Job, data: dict[str, Any], block: str, steps: int) -> dict[str, int]:
+        """The price of a charge and its escrow -> spent, inside rate, menu and steps."""
+        require(block in job.blocks, "the block was not reserved")
+        terms = job.blocks[block]
+        require(data["q"] == terms["q"], "another sampling rate than reserved")
+        menu = [level["level"] for level in terms["levels"]]
+        require(data["level"] in menu, "a level outside the menu")
+        prices = step_prices(data["q"], data["level"])
+        cost = steps * prices[job.terms["alpha_star"]]
+        self._price(int(data["charge"]), cost)
+        job.started[block] = job.started.get(block, 0) + steps
+        require(job.started[block] <= terms["steps_max"], "more steps than reserved (I8)")
+        job.spent[block] = job.spent.get(block, 0) + cost
+        return {account(block, "escrow", data["job"]): -cost, account(block, "spent"): cost}
+
+    def _window_charge(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        job = self._job(data, is_running=True)
+        require(body["actor"] == job.worker, "charged by another worker")
+        require(data["inputs"] in ("public", "dp"), "a controller input that is not public or dp")
+        require(data["window"] == len(job.windows), f"window {len(job.windows)} expected (I7)")
+        require("open" not in job.windows.values(), "the window before is still open")
+        require(1 <= data["steps"] <= job.terms["steps_per_window_max"], "steps of the window")
+        require(data["first_step"] <= job.started.get("train", 0), "steps are skipped")
+        post = self._charge(job, data, "train", data["steps"])
+        own = self._job_price(job.terms, step_prices(data["q"], data["level"]))
+        self._price(int(data["job_charge"]), data["steps"] * own)
+        job.job_spent += int(data["job_charge"])
+        require(job.job_spent <= int(job.terms["job_limit"]), "the job's limit is passed (I8)")
+        self._noise(data)
+        job.windows[data["window"]] = "open"
+        job.window_steps[data["window"]] = data["steps"]
+        return post
+
+    def _noise(self, data: dict[str, Any]) -> None:
+        settings = self.bundle.settings.get(data["settings"])
+        require(settings is not None, "the window's settings are missing")
+        check_shape(settings, {"groups": [COMPONENT], "signals": [COMPONENT]}, "settings")
+        assert settings is not None
+        components = [*settings["groups"], *settings["signals"]]
+        require(len({c["id"] for c in components}) == len(components), "a component stands twice")
+        require(bool(settings["groups"]), "no clip group")
+        require(noise_suffices(components, data["level"]), "less noise than the charged level")
+        self.settings_used.add(data["settings"])
+
+    def _window_done(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        job = self._job(data, is_running=True)
+        require(job.windows.get(data["window"]) == "open", "the window is not open")
+        require(data["steps_run"] <= job.window_steps[data["window"]], "more steps than charged")
+        job.windows[data["window"]] = "done"
+        return {}
+
+    def _window_abandoned(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        job = self._job(data)
+        require(data["epoch"] >= job.epoch, "by an older attempt (I7)")
+        require(job.windows.get(data["window"]) == "open", "the window is not open")
+        job.windows[data["window"]] = "abandoned"
+        return {}
+
+    def _query_charge(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        job = self._job(data, is_running=True)
+        require(body["actor"] == job.worker, "charged by another worker")
+        require(data["block"] == "validation", "a query outside the validation block")
+        require(data["query"] == job.queries, f"query {job.queries} expected")
+        component = {"bound": data["sensitivity"], "std": data["scale"]}
+        require(noise_suffices([component], data["level"]), "less noise than the charged level")
+        job.queries += 1
+        return self._charge(job, data, "validation", 1)
+
+    def _settle(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        job, population = self._job(data), self._population(body)
+        require("open" not in job.windows.values(), "a window is still open")
+        outcomes = list(job.windows.values())
+        counted = {
+            "abandoned": outcomes.count("abandoned"),
+            "charged": len(outcomes),
+            "done": outcomes.count("done"),
+        }
+        require(data["windows"] == counted, "windows are counted wrongly")
+        require(int(data["job_spent"]) == job.job_spent, "job_spent differs")
+        started = {name: job.started.get(name, 0) for name in job.blocks}
+        require(data["steps_started"] == started, "steps are counted wrongly")
+        post: dict[str, int] = {}
+        for name, block in job.blocks.items():
+            rest = int(block["amount"]) - job.spent.get(name, 0)
+            require(data["returned"].get(name) == str(rest), "returned amount differs")
+            post |= {account(name, "escrow", data["job"]): -rest, account(name, "budget"): rest}
+        require(set(data["returned"]) == set(job.blocks), "returned names other blocks")
+        job.settle = data
+        job.limit_at_settle = {
+            "alpha_star": population.alpha,
+            "delta": population.delta,
+            "epsilon": population.epsilon,
+            "pico": str(population.limit),
+        }
+        return post
+
+    def _release_requested(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        job = self._job(data)
+        require(job.settle is not None, "released before settle (I12)")
+        assert job.settle is not None
+        same = (data["artifacts"], data["certificate"]) == (
+            job.settle["artifacts"],
+            job.settle["certificate"],
+        )
+        require(same and bool(data["artifacts"]), "not the artifacts and certificate of settle")
+        self._propose(body, data["release"])
+        return {}
+
+    def _release_published(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        proposed = self._concluded(body, data["release"])
+        require(all(data[key] == proposed[key] for key in RELEASE_TERMS), "not as requested")
+        job = self._job(data)
+        require(not job.released, "released twice")
+        job.released = True
+        return {}
+
+
+# --- certificates ---------------------------------------------------------------------
+
+
+class Certificates:
+    """Every number of every certificate against the replayed log."""
+
+    def __init__(self, replay: Replay) -> None:
+        self.replay = replay
+        self.schedules: list[tuple[str, str, str, int, str, str]] = []
+
+    def run(self) -> None:
+        found = self.replay.bundle.certificates
+        named = {}
+        for job_id, job in self.replay.jobs.items():
+            if job.settle is not None and job.settle["certificate"] is not None:
+                named[job_id] = job
+        require(set(found) <= set(named), "a certificate that no settle entry names")
+        for job_id, job in named.items():
+            index = job.indexes["settle"][0]
+            if job_id not in found:
+                raise Failed(f"the certificate of {job_id} is missing", index)
+            try:
+                self._check(job_id, job, *found[job_id])
+            except Failed as failed:
+                raise Failed(f"certificate of {job_id}: {failed.problem}", index) from None
+            except (ArithmeticError, KeyError, TypeError, ValueError, AttributeError) as error:
+                problem = f"certificate of {job_id} is malformed ({type(error).__name__})"
+                raise Failed(problem, index) from None
+
+    def _check(self, job_id: str, job: Job, digest: str, statement: dict[str, Any]) -> None:
+        assert job.settle is not None
+        require(digest == job.settle["certificate"], "its digest is not the one in settle")
+        require(statement["_type"] == "https://in-toto.io/Statement/v1", "not an in-toto statement")
+        subjects = {s["name"]: s["digest"]["sha256"] for s in statement["subject"]}
+        require(subjects == job.settle["artifacts"], "other artifacts than settle")
+        predicate = statement["predicate"]
+        self._claim(job_id, job, predicate["claim"])
+        self._validation(job_id, job, predicate["validation"])
+        self._scope(job_id, job, predicate["scope"])
+        self._evidence(job, predicate["evidence"])
+        self._verdict(job, predicate)
+        self._training(job, predicate)
+
+    def _training(self, job: Job, predicate: dict[str, Any]) -> None:
+        """What the trainer says about itself must be what the log charged."""
+        told, claim = predicate["training_claim"], predicate["claim"]
+        for name in ("alpha_job", "delta", "epsilon", "relation", "rule", "unit"):
+            require(told[name] == claim[name], f"two values of {name}")
+        require(told["plan_digest"] == job.terms["plan"], "trained under another plan")
+        held_out = predicate["validation"]
+        epsilon = None if held_out is None else held_out["epsilon"]
+        require(told["validation_block_epsilon"] == epsilon, "two values of the validation epsilon")
+        steps, mechanism = predicate["steps"], predicate["mechanism"]
+        started = job.started.get("train", 0)
+        require(steps["started"] == started, "steps started differ from those charged")
+        require(steps["finished"] <= started, "more steps finished than charged")
+        require(steps["started_max"] == job.terms["steps_started_max"], "another step limit")
+        train = job.blocks["train"]
+        menu = [level["level"] for level in train["levels"]]
+        same = (mechanism["noise_levels"], mechanism["sampling_probability"]) == (menu, train["q"])
+        require(same and mechanism["sampler"] == job.terms["sampler"], "another mechanism")
+        if mechanism["noise_source"] != "os_entropy":
+            require("generator_not_os_entropy" in predicate["reasons"], "a reservation is left out")
+
+    def _claim(self, job_id: str, job: Job, claim: dict[str, Any]) -> None:
+        for name in (
+            "alpha_job",
+            "delta",
+            "epsilon",
+            "relation",
+            "rule",
+            "steps_started_max",
+            "unit",
+        ):
+            require(claim[name] == job.terms[name], f"claim.{name} differs from the log")
+        if claim["rule"] == "pld_fixed_schedule":
+            train = job.blocks["train"]
+            for part in job.terms["schedule"]:
+                self.schedules.append(
+                    (
+                        job_id,
+                        train["q"],
+                        part["level"],
+                        part["steps"],
+                        claim["delta"],
+                        claim["epsilon"],
+                    )
+                )
+
+    def _validation(self, job_id: str, job: Job, told: dict[str, Any] | None) -> None:
+        block = job.blocks.get("validation")
+        require((told is None) == (block is None), "validation differs from the log")
+        if told is None or block is None:
+            return
+        same = told["delta"] == job.terms["delta"] and told["evaluations_max"] == block["steps_max"]
+        require(same and told["unit"] == job.terms["unit"], "validation differs from the log")
+        level = block["levels"][0]["level"]
+        self.schedules.append(
+            (job_id, block["q"], level, block["steps_max"], told["delta"], told["epsilon"])
+        )
+
+    def _scope(self, job_id: str, job: Job, scope: dict[str, Any]) -> None:
+        require((scope["job"], scope["population"]) == (job_id, job.population), "another scope")
+        limit = scope["population_limit"]
+        require(
+            {k: limit[k] for k in job.limit_at_settle} == job.limit_at_settle,
+            "the population's limit differs",
+        )
+        spent = {name: str(job.spent.get(name, 0)) for name in job.blocks}
+        require(scope["spent_pico"] == spent, "spent differs")
+        overlap = self.replay.populations[job.population].overlap
+        require(scope["overlap_with"] == overlap, "the overlap statement differs")
+
+    def _evidence(self, job: Job, evidence: dict[str, Any]) -> None:
+        replay = self.replay
+        require((evidence["log"], evidence["origin"]) == (replay.log, replay.origin), "another log")
+        before = {k: v for k, v in job.indexes.items() if k not in AFTER_SETTLE | {"settle"}}
+        told, tree = evidence["indexes"], evidence["tree"]
+        # a window still open is abandoned by settle itself, after the certificate was made
+        for kind, indexes in before.items():
+            until = [i for i in indexes if i < tree["size"]]
+            require(told.get(kind, []) == until, f"indexes of {kind} differ")
+        require(set(told) <= set(before), "indexes of other entries")
+        require(evidence["attempts"] == job.attempts, "attempts differ")
+        require(evidence["plan"] == job.terms["plan"], "another plan")
+        settled = job.indexes["settle"][0]
+        require(0 < tree["size"] <= settled, "the tree is younger than settle")
+        require(tree["root"] == merkle_root(replay.leaves[: tree["size"]]), "the root differs")
+
+    def _verdict(self, job: Job, predicate: dict[str, Any]) -> None:
+        reasons = set(predicate["reasons"])
+        require(reasons <= REASONS, "an unknown reason")
+        due = {"no_external_witness"} if predicate["evidence"]["witnesses"] == 0 else set()
+        if job.terms["noise_source"] != "os_entropy":
+            due.add("generator_not_os_entropy")
+        if job.terms["unit"] == "record" or predicate["unit"]["enforced_by"] == "statement":
+            due.add("unit_by_statement")
+        if self.replay.populations[job.population].overlap is None:
+            due.add("overlap_unstated")
+        require(due <= reasons, "a reservation is left out")
+        verdict = "none" if reasons & REASONS_NONE else "conditional" if reasons else "full"
+        require(predicate["verdict"] == verdict, "the verdict does not follow from the reasons")
+        require(verdict != "none" or not job.released, "released without a claim")
+
+
+def check_schedules(schedules: Sequence[tuple[Any, ...]]) -> int:
+    """Recomputes each PLD epsilon with dp_accounting; a claim below it fails.
+
+    Raises:
+        ImportError: dp_accounting is not installed.
+    """
+    import dp_accounting
+    from dp_accounting import pld
+
+    @lru_cache(maxsize=4096)
+    def epsilon(q: str, level: str, steps: int, delta: str) -> Decimal:
+        accountant = pld.PLDAccountant(
+            dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
+            value_discretization_interval=PLD_INTERVAL,
+        )
+        step = dp_accounting.GaussianDpEvent(float(level))
+        if float(q) < 1:
+            step = dp_accounting.PoissonSampledDpEvent(float(q), step)
+        accountant.compose(dp_accounting.SelfComposedDpEvent(step, steps))
+        found = Decimal(repr(float(accountant.get_epsilon(float(delta)))))
+        return found.quantize(Decimal("0.0001"), rounding=ROUND_CEILING)
+
+    for job_id, q, level, steps, delta, claimed in schedules:
+        due = epsilon(q, level, steps, delta)
+        if Decimal(claimed) < due:
+            raise Failed(f"certificate of {job_id} claims epsilon {claimed}, the PLD gives {due}")
+    return len(schedules)
+
+
+# --- command line ---------------------------------------------------------------------
+
+
+def verify(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs every check; the result says what was found and what stayed open."""
+    bundle = read_bundle(arguments.bundle)
+    replay = Replay(bundle, arguments.steward_key)
+    replay.run()
+    root = merkle_root(replay.leaves)
+    told = (bundle.manifest.get("size"), bundle.manifest.get("root"), bundle.manifest.get("log"))
+    require(told == (len(replay.leaves), root, replay.log), "the manifest tells another log")
+    certificates = Certificates(replay)
+    certificates.run()
+    open_points, previous = [], "no earlier root given"
+    if arguments.previous is not None:
+        size, earlier = arguments.previous
+        grown = size <= len(replay.leaves) and merkle_root(replay.leaves[:size]) == earlier
+        require(grown, f"the log was rewritten: it does not extend the root at size {size}")
+        previous = f"consistent with {size}"
+    for artifact in arguments.artifact:
+        _check_artifact(artifact, replay)
+    schedules = 0
+    try:
+        schedules = check_schedules(certificates.schedules) if certificates.schedules else 0
+    except ImportError:
+        open_points.append("epsilon of fixed schedules: dp-accounting is not installed")
+    return {
+        "certificates": len(bundle.certificates),
+        "entries": len(replay.leaves),
+        "invariant_breaks": 0,
+        "jobs": len(replay.jobs),
+        "log": replay.log,
+        "not_established": open_points,
+        "pico_off": 0,
+        "previous": previous,
+        "prices": replay.prices_checked,
+        "root": root,
+        "schedules": schedules,
+        "steward_keys_pinned": bool(arguments.steward_key),
+        "verdict": "incomplete" if open_points else "ok",
+        "verifier": VERSION,
+        "witnesses": 0,
+    }
+
+
+def _check_artifact(path: Path, replay: Replay) -> None:
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        raise Unreadable(f"{path}: cannot be read") from None
+    known = {
+        d for job in replay.jobs.values() if job.settle for d in job.settle["artifacts"].values()
+    }
+    require(digest in known, f"{path.name} is the artifact of no settled job")
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One line for people."""
+    if result["verdict"] == "failed":
+        place = "" if result["index"] is None else f" at entry {result['index']}"
+        return f"FAILED{place}: {result['problem']}"
+    head = "OK" if result["verdict"] == "ok" else "INCOMPLETE"
+    line = (
+        f"{head} {result['entries']} entries, root {result['root'][:12]}, {result['previous']}, "
+        f"no witnesses, {result['jobs']} jobs recomputed, {result['schedules']} epsilons by PLD, "
+        f"{result['pico_off']} pico off, {result['invariant_breaks']} invariant breaks"
+    )
+    return line + "".join(f"; not established: {point}" for point in result["not_established"])
+
+
+def _previous(text: str) -> tuple[int, str]:
+    match = re.fullmatch(r"([1-9][0-9]{0,15}):([0-9a-f]{64})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError("SIZE:ROOT, for example 12:9f2c… (64 hex digits)")
+    return int(match[1]), match[2]
+
+
+def _key(text: str) -> str:
+    if re.fullmatch(PATTERNS["hash"], text) is None:
+        raise argparse.ArgumentTypeError("64 hex digits")
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line, verifies, prints, and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="verify_ledger.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, help="the zip from GET /v1/ledger/bundle")
+    parser.add_argument(
+        "--previous",
+        type=_previous,
+        metavar="SIZE:ROOT",
+        help="size and root of an earlier bundle: the log must extend it",
+    )
+    parser.add_argument(
+        "--steward-key",
+        type=_key,
+        action="append",
+        default=[],
+        metavar="HEX",
+        help="public key of a steward, from elsewhere; repeat for each",
+    )
+    parser.add_argument(
+        "--artifact",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file you received: must be the artifact of a settled job",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--version", action="version", version=VERSION)
+    arguments = parser.parse_args(argv)
+    try:
+        result = verify(arguments)
+    except Unreadable as problem:
+        print(f"UNREADABLE: {problem}", file=sys.stderr)
+        return 2
+    except Failed as failed:
+        result = {
+            "verdict": "failed",
+            "index": failed.index,
+            "problem": failed.problem,
+            "verifier": VERSION,
+        }
+    print(json.dumps(result, sort_keys=True, indent=1) if arguments.json else summary(result))
+    return {"ok": 0, "failed": 1, "incomplete": 3}[result["verdict"]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

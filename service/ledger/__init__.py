@@ -1,0 +1,1 @@
+"""The privacy ledger: accounts, hash-chained entries, grants, releases, evidence."""

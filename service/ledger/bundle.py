@@ -1,0 +1,183 @@
+"""Exports a log for auditors: entries as rows, CSV or JSONL, and the bundle (ledger.md 11).
+
+The bytes of entries, settings and certificates leave exactly as they were stored.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import tempfile
+import zipfile
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import IO, Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.certificates.models import Certificate
+from service.ledger import merkle, repository
+from service.ledger.errors import LedgerNotFound
+from service.ledger.models import Account, Entry, LogHead, Posting, WindowSettings
+
+FORMAT = "dp-ledger-bundle/1"
+SPOOL_BYTES = 16 * 1024 * 1024
+ROWS_PER_FETCH = 2000
+FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # equal logs give equal archives
+CSV_HEADER = "idx,time,type,job,epoch,window,first_step,steps,q,level,charge_pico,escrow_left_pico"
+
+
+def write_bundle(session: Session, *, tenant_id: str, log_id: str | None = None) -> IO[bytes]:
+    """The bundle as an open temporary file, positioned at its start.
+
+    Raises:
+        LedgerNotFound: the tenant has no such log.
+    """
+    head = repository.head_of(session, tenant_id, log_id)
+    if head is None:
+        raise LedgerNotFound("log")
+    spool = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - given away open
+    with zipfile.ZipFile(spool, "w", zipfile.ZIP_DEFLATED) as archive:
+        writer = _Writer(archive)
+        leaves, digests, jobs = _write_entries(session, writer, head)
+        writer.lines("settings.jsonl", _settings(session, digests))
+        for certificate in _certificates(session, jobs):
+            writer.lines(f"certificates/{certificate.job_id}.json", [certificate.body])
+        manifest = {
+            "files": writer.digests,
+            "format": FORMAT,
+            "log": head.log_id,
+            "origin": head.origin,
+            "root": merkle.root_of_leaves(leaves),
+            "size": len(leaves),
+        }
+        archive.writestr(_info("manifest.json"), json.dumps(manifest, sort_keys=True, indent=1))
+    spool.seek(0)
+    return spool
+
+
+class _Writer:
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive = archive
+        self.digests: dict[str, str] = {}
+
+    def lines(self, name: str, lines: Iterable[str]) -> None:
+        digest = hashlib.sha256()
+        with self.archive.open(_info(name), "w") as target:
+            for line in lines:
+                raw = line.encode() + b"\n"
+                digest.update(raw)
+                target.write(raw)
+        self.digests[name] = digest.hexdigest()
+
+
+def _info(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, FIXED_TIME)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    return info
+
+
+def _write_entries(
+    session: Session, writer: _Writer, head: LogHead
+) -> tuple[list[str], list[str], list[str]]:
+    leaves: list[str] = []
+    digests: dict[str, None] = {}
+    jobs: dict[str, None] = {}
+    rows = session.execute(
+        select(Entry.body, Entry.leaf, Entry.type, Entry.job_id)
+        .where(Entry.log_id == head.log_id, Entry.idx < head.size)
+        .order_by(Entry.idx)
+        .execution_options(yield_per=ROWS_PER_FETCH)
+    )
+
+    def bodies() -> Iterable[str]:
+        for body, leaf, kind, job_id in rows:
+            leaves.append(leaf)
+            if kind == "window.charge":
+                digests[json.loads(body)["data"]["settings"]] = None
+            if kind == "settle" and job_id is not None:
+                jobs[job_id] = None
+            yield body
+
+    writer.lines("entries.jsonl", bodies())
+    return leaves, list(digests), list(jobs)
+
+
+def _settings(session: Session, digests: Sequence[str]) -> Iterable[str]:
+    for start in range(0, len(digests), ROWS_PER_FETCH):
+        part = digests[start : start + ROWS_PER_FETCH]
+        rows = session.execute(
+            select(WindowSettings.digest, WindowSettings.body).where(
+                WindowSettings.digest.in_(part)
+            )
+        )
+        found = {row.digest: row.body for row in rows}
+        yield from (found[digest] for digest in part if digest in found)
+
+
+def _certificates(session: Session, jobs: Sequence[str]) -> Iterable[Certificate]:
+    for job_id in jobs:
+        found = session.get(Certificate, job_id)
+        if found is not None:
+            yield found
+
+
+def entry_to_dict(entry: Entry) -> dict[str, Any]:
+    """An entry as the API shows it: its place, its state, and its body."""
+    return {
+        "id": f"{entry.log_id}#{entry.idx}",
+        "object": "ledger.entry",
+        "leaf": entry.leaf,
+        "state": "stored",
+        "entry": json.loads(entry.body),
+    }
+
+
+def entries_jsonl(entries: Sequence[Entry]) -> str:
+    """The exact bodies, one per line."""
+    return "".join(f"{entry.body}\n" for entry in entries)
+
+
+def entries_csv(session: Session, entries: Sequence[Entry]) -> str:
+    """One row per entry in the columns of ledger.md 13."""
+    escrows = _Escrows(session, entries)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(CSV_HEADER.split(","))
+    for entry in entries:
+        data = json.loads(entry.body)["data"]
+        block = data.get("block", "train") if entry.type == "query.charge" else "train"
+        row: list[Any] = [entry.idx, entry.ts, entry.type, entry.job_id]
+        row += [data.get(key) for key in ("epoch", "window", "first_step")]
+        row += [data.get("steps", data.get("steps_run")), data.get("q"), data.get("level")]
+        row += [data.get("charge", "0"), escrows.left(entry, block)]
+        table.writerow(["" if value is None else value for value in row])
+    return text.getvalue()
+
+
+class _Escrows:
+    """Escrow left of each job after an index, from the postings."""
+
+    def __init__(self, session: Session, entries: Sequence[Entry]) -> None:
+        jobs = {entry.job_id for entry in entries if entry.job_id is not None}
+        rows = session.execute(
+            select(Account.job_id, Account.block, Posting.idx, Posting.amount_pico)
+            .join(Account, Account.id == Posting.account_id)
+            .where(Account.kind == "escrow", Account.job_id.in_(jobs))
+            .order_by(Posting.log_id, Posting.idx)
+        )
+        self.points: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        for job_id, block, idx, amount in rows:
+            indexes, totals = self.points.setdefault((str(job_id), block), ([], []))
+            indexes.append(idx)
+            totals.append((totals[-1] if totals else 0) + amount)
+
+    def left(self, entry: Entry, block: str) -> int | None:
+        points = self.points.get((str(entry.job_id), block))
+        if points is None:
+            return None
+        place = bisect_right(points[0], entry.idx)
+        return points[1][place - 1] if place else 0

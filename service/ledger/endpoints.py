@@ -1,0 +1,222 @@
+"""Routes of budgets, grants, releases, ledger and certificates (service.md 6)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import IO, Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
+
+from service.certificates.service import visible_certificate
+from service.dependencies import ReadDep, SessionDep
+from service.exact_json import ExactRoute
+from service.ledger import bundle, grants, releases, repository
+from service.ledger.models import BudgetGrant, Entry, ReleaseRequest
+from service.ledger.schemas import (
+    ApprovalCreate,
+    BudgetQuery,
+    BudgetReader,
+    EntryQuery,
+    GrantCreate,
+    GrantQuery,
+    LedgerReader,
+    LogQuery,
+    ProposalReader,
+    ReleaseCreate,
+    ReleaseQuery,
+    Steward,
+)
+from service.ledger.views import budget_as_of, epsilon_limits, job_statement
+from service.listing import ListQuery, envelope, page
+from service.populations.models import Population
+from service.populations.service import visible_populations
+
+router = APIRouter(prefix="/v1", tags=["ledger"], route_class=ExactRoute)
+
+CHUNK_BYTES = 256 * 1024
+
+
+@router.get("/budgets")
+def list_budgets(
+    subject: BudgetReader, session: ReadDep, query: Annotated[ListQuery, Query()]
+) -> dict[str, Any]:
+    def show(population: Population) -> dict[str, Any]:
+        return {"id": population.id, **epsilon_limits(session, population.id).to_dict()}
+
+    visible = visible_populations(subject.tenant_id)
+    return page(session, Population, visible, after=query.after, limit=query.limit, show=show)
+
+
+@router.get("/budgets/{population_id}")
+def get_budget(
+    population_id: str,
+    subject: BudgetReader,
+    session: ReadDep,
+    query: Annotated[BudgetQuery, Query()],
+) -> dict[str, Any]:
+    repository.visible_population(session, subject.tenant_id, population_id)
+    if query.as_of is not None:
+        return budget_as_of(session, population_id, query.as_of).to_dict()
+    return epsilon_limits(session, population_id).to_dict()
+
+
+@router.post("/grants", status_code=201)
+def create_grant(
+    body: GrantCreate, subject: Steward, session: SessionDep, response: Response
+) -> dict[str, Any]:
+    request = grants.GrantRequest(
+        population_id=body.population,
+        epsilon=body.epsilon,
+        delta=body.delta,
+        alpha_star=body.alpha_star,
+        reason_code=body.reason_code,
+    )
+    grant = grants.propose(
+        session, tenant_id=subject.tenant_id, actor=subject.principal_id, request=request
+    )
+    response.headers["Location"] = f"/v1/grants/{grant.id}"
+    return grants.grant_to_dict(session, grant)
+
+
+@router.get("/grants")
+def list_grants(
+    subject: ProposalReader,
+    session: ReadDep,
+    query: Annotated[GrantQuery, Query()],
+) -> dict[str, Any]:
+    visible = grants.visible_grants(subject.tenant_id)
+    if query.population is not None:
+        visible = visible.where(BudgetGrant.population_id == query.population)
+    show = functools.partial(grants.grant_to_dict, session)
+    return page(session, BudgetGrant, visible, after=query.after, limit=query.limit, show=show)
+
+
+@router.get("/grants/{grant_id}")
+def get_grant(grant_id: str, subject: ProposalReader, session: ReadDep) -> dict[str, Any]:
+    grant = grants.visible_grant(session, subject.tenant_id, grant_id)
+    return grants.grant_to_dict(session, grant)
+
+
+@router.post("/grants/{grant_id}/approvals", status_code=201)
+def decide_grant(
+    grant_id: str, body: ApprovalCreate, subject: Steward, session: SessionDep
+) -> dict[str, Any]:
+    grant = grants.decide(
+        session,
+        tenant_id=subject.tenant_id,
+        grant_id=grant_id,
+        approver=subject.principal_id,
+        decision=body.decision,
+        signature=body.signature,
+    )
+    return grants.grant_to_dict(session, grant)
+
+
+@router.post("/releases", status_code=201)
+def create_release(
+    body: ReleaseCreate, subject: Steward, session: SessionDep, response: Response
+) -> dict[str, Any]:
+    release = releases.request_release(
+        session, tenant_id=subject.tenant_id, actor=subject.principal_id, job_id=body.job
+    )
+    response.headers["Location"] = f"/v1/releases/{release.id}"
+    return releases.release_to_dict(session, release)
+
+
+@router.get("/releases")
+def list_releases(
+    subject: ProposalReader,
+    session: ReadDep,
+    query: Annotated[ReleaseQuery, Query()],
+) -> dict[str, Any]:
+    visible = releases.visible_releases(subject.tenant_id)
+    if query.job is not None:
+        visible = visible.where(ReleaseRequest.job_id == query.job)
+    show = functools.partial(releases.release_to_dict, session)
+    return page(session, ReleaseRequest, visible, after=query.after, limit=query.limit, show=show)
+
+
+@router.get("/releases/{release_id}")
+def get_release(release_id: str, subject: ProposalReader, session: ReadDep) -> dict[str, Any]:
+    release = releases.visible_release(session, subject.tenant_id, release_id)
+    return releases.release_to_dict(session, release)
+
+
+@router.post("/releases/{release_id}/approvals", status_code=201)
+def decide_release(
+    release_id: str, body: ApprovalCreate, subject: Steward, session: SessionDep
+) -> dict[str, Any]:
+    release = releases.decide(
+        session,
+        tenant_id=subject.tenant_id,
+        release_id=release_id,
+        approver=subject.principal_id,
+        decision=body.decision,
+        signature=body.signature,
+    )
+    return releases.release_to_dict(session, release)
+
+
+@router.get("/ledger/entries")
+def list_entries(
+    subject: LedgerReader, session: ReadDep, query: Annotated[EntryQuery, Query()]
+) -> Any:
+    """JSON with each entry's leaf and state, the exact bodies as JSONL, or CSV."""
+    head = repository.head_of(session, subject.tenant_id, query.log)
+    statement = repository.visible_entries(subject.tenant_id).limit(query.limit + 1)
+    statement = statement.where(
+        Entry.log_id == (head.log_id if head else ""), Entry.idx > query.after
+    )
+    for column, wanted in (
+        (Entry.population_id, query.population),
+        (Entry.job_id, query.job),
+        (Entry.type, query.type),
+    ):
+        if wanted is not None:
+            statement = statement.where(column == wanted)
+    rows = list(session.scalars(statement))
+    has_more, entries = len(rows) > query.limit, rows[: query.limit]
+    if query.format == "jsonl":
+        return Response(bundle.entries_jsonl(entries), media_type="application/jsonl")
+    if query.format == "csv":
+        return Response(bundle.entries_csv(session, entries), media_type="text/csv")
+    return envelope([bundle.entry_to_dict(entry) for entry in entries], has_more=has_more)
+
+
+@router.get("/ledger/jobs/{job_id}/statement")
+def get_statement(job_id: str, subject: LedgerReader, session: ReadDep) -> dict[str, Any]:
+    repository.visible_reservation(session, subject.tenant_id, job_id)
+    return job_statement(session, job_id)
+
+
+@router.get("/ledger/bundle")
+def get_bundle(
+    subject: LedgerReader,
+    session: ReadDep,
+    query: Annotated[LogQuery, Query()],
+) -> StreamingResponse:
+    archive = bundle.write_bundle(session, tenant_id=subject.tenant_id, log_id=query.log)
+    return StreamingResponse(
+        _chunks(archive),
+        media_type="application/zip",
+        headers={"Content-Disposition": 'attachment; filename="ledger-bundle.zip"'},
+    )
+
+
+def _chunks(archive: IO[bytes]) -> Iterator[bytes]:
+    with archive:
+        while chunk := archive.read(CHUNK_BYTES):
+            yield chunk
+
+
+@router.get("/certificates/{job_id}")
+def get_certificate(job_id: str, subject: LedgerReader, session: ReadDep) -> Response:
+    """The canonical bytes, as their digest in the log covers them."""
+    certificate = visible_certificate(session, subject.tenant_id, job_id)
+    return Response(
+        certificate.body,
+        media_type="application/json",
+        headers={"ETag": f'"{certificate.digest}"'},
+    )

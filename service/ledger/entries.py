@@ -1,0 +1,264 @@
+"""Appends facts to a tenant's log as canonical, hash-chained entries (ledger.md 6-8).
+
+Guarantee: the bytes are built once, stored, hashed and exported as they are; `prev` is
+the leaf before; the same `idem` with equal content gives the stored receipt and writes
+nothing. The caller owns the transaction; `log_head` is locked here, after every other
+row, and held for the insert alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from dp_core.events import canonical_json
+from service.database import now_us
+from service.ledger import merkle
+from service.ledger.errors import IdempotencyConflict, LedgerBroken
+from service.ledger.models import Entry, LogHead, Posting
+from service.tenants.models import Principal
+
+ORIGIN_HOST = "rldp.local"
+NO_LEAF = "0" * 64
+BODY_BYTES_MAX = 64 * 1024
+SYSTEM = "system"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """Where an entry stands. `reference` is what released values are shown beside."""
+
+    log: str
+    idx: int
+    leaf: str
+
+    @property
+    def reference(self) -> str:
+        return f"{self.log}#{self.idx}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"log": self.log, "idx": self.idx, "leaf": self.leaf}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Movement:
+    """One posting: the account's name within the population, and a signed amount."""
+
+    account: str
+    amount_pico: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """What a caller wants to enter; index, time and chain are added at the append."""
+
+    type: str
+    idem: str
+    actor: str
+    data: Mapping[str, Any]
+    population_id: str | None = None
+    job_id: str | None = None
+    movements: Sequence[Movement] = ()
+
+    def post(self) -> list[list[str]]:
+        ordered = sorted(self.movements, key=lambda movement: movement.account)
+        return [[m.account, str(m.amount_pico)] for m in ordered if m.amount_pico]
+
+
+def leaf_of(body: bytes) -> str:
+    """RFC 6962 leaf hash of a body, in hex."""
+    return hashlib.sha256(b"\x00" + body).hexdigest()
+
+
+def body_of(draft: Draft, *, log_id: str, idx: int, prev: str, ts: str) -> bytes:
+    """The canonical bytes of an entry (ledger.md 7.1)."""
+    body = canonical_json(
+        {
+            "actor": draft.actor,
+            "data": dict(draft.data),
+            "idem": draft.idem,
+            "idx": idx,
+            "log": log_id,
+            "pop": draft.population_id,
+            "post": draft.post(),
+            "prev": prev,
+            "ts": ts,
+            "type": draft.type,
+            "v": 1,
+        }
+    )
+    if len(body) > BODY_BYTES_MAX:
+        raise LedgerBroken(f"An entry of type {draft.type} has {len(body)} bytes.")
+    return body
+
+
+def log_of(session: Session, tenant_id: str) -> str:
+    """The tenant's open log. It is opened at first use and named after that year; it stays
+    the tenant's log until it is sealed (ledger.md 18.1), which no route does yet.
+
+    The stewards known at that moment are entered with their public keys; a steward made
+    later needs the approval of an existing one before any log takes the key.
+    """
+    newest = (
+        select(LogHead.log_id)
+        .where(LogHead.tenant_id == tenant_id)
+        .order_by(LogHead.log_id.desc())
+        .limit(1)
+    )
+    found = session.scalar(newest)
+    return found if found is not None else _open_log(session, tenant_id)
+
+
+def _open_log(session: Session, tenant_id: str) -> str:
+    ts = _minute(now_us())
+    log_id = f"{tenant_id}/{ts[:4]}"
+    origin = f"{ORIGIN_HOST}/{log_id}"
+    head = {
+        "log_id": log_id,
+        "tenant_id": tenant_id,
+        "origin": origin,
+        "size": 0,
+        "last_leaf": NO_LEAF,
+        "last_ts": ts,
+        "frontier": "",
+    }
+    if not insert_if_absent(session, LogHead, head):
+        return log_id  # another transaction opened it while we waited
+    append(
+        session,
+        log_id,
+        Draft(type="log.opened", idem="open", actor=SYSTEM, data={"origin": origin}),
+    )
+    founders = (
+        select(Principal)
+        .where(Principal.tenant_id == tenant_id, Principal.role == "steward")
+        .where(Principal.public_key.is_not(None))
+        .order_by(Principal.id)
+    )
+    for steward in session.scalars(founders):
+        data = {"key": steward.public_key, "principal": steward.id, "role": "steward"}
+        append(
+            session,
+            log_id,
+            Draft(
+                type="principal.registered",
+                idem=f"{steward.id}/registered",
+                actor=SYSTEM,
+                data=data,
+            ),
+        )
+    return log_id
+
+
+def insert_if_absent(session: Session, table: Any, values: Mapping[str, Any]) -> bool:
+    """Inserts unless the key stands already; tells whether it inserted."""
+    dialect = session.get_bind().dialect.name
+    make = sqlite.insert if dialect == "sqlite" else postgresql.insert
+    # rowcount is not defined for every driver; the returned key is.
+    key = next(iter(table.__table__.primary_key.columns))
+    statement = make(table).values(**values).on_conflict_do_nothing().returning(key)
+    return session.execute(statement).first() is not None
+
+
+def find_receipt(session: Session, log_id: str, draft: Draft) -> Receipt | None:
+    """The receipt of an earlier append under the same `idem`.
+
+    Raises:
+        IdempotencyConflict: it had another type, data or postings.
+    """
+    stored = session.execute(
+        select(Entry.idx, Entry.leaf, Entry.body).where(
+            Entry.log_id == log_id, Entry.idem == draft.idem
+        )
+    ).first()
+    if stored is None:
+        return None
+    body = json.loads(stored.body)
+    same = (
+        body["type"] == draft.type
+        and canonical_json(body["data"]) == canonical_json(dict(draft.data))
+        and body["post"] == draft.post()
+        and body["pop"] == draft.population_id
+    )
+    if not same:
+        raise IdempotencyConflict(log_id=log_id, idem=draft.idem)
+    return Receipt(log=log_id, idx=stored.idx, leaf=stored.leaf)
+
+
+def append(session: Session, log_id: str, draft: Draft) -> Receipt:
+    """Writes entry and postings and moves the head. Balances are the caller's business.
+
+    Raises:
+        IdempotencyConflict: the key stands with other content.
+    """
+    session.flush()
+    lock = select(LogHead).where(LogHead.log_id == log_id).with_for_update()
+    head = session.execute(lock.execution_options(populate_existing=True)).scalar_one()
+    repeated = find_receipt(session, log_id, draft)
+    if repeated is not None:
+        return repeated
+    _check_movements(draft)
+    ts = max(_minute(now_us()), head.last_ts)  # a clock going back repeats the minute
+    body = body_of(draft, log_id=log_id, idx=head.size, prev=head.last_leaf, ts=ts)
+    receipt = Receipt(log=log_id, idx=head.size, leaf=leaf_of(body))
+    _insert(session, draft, body, receipt, ts)
+    session.execute(
+        update(LogHead)
+        .where(LogHead.log_id == log_id, LogHead.size == head.size)
+        .values(
+            size=head.size + 1,
+            last_leaf=receipt.leaf,
+            last_ts=ts,
+            frontier=" ".join(merkle.grow(head.frontier.split(), head.size, receipt.leaf)),
+        )
+    )
+    return receipt
+
+
+def _insert(session: Session, draft: Draft, body: bytes, receipt: Receipt, ts: str) -> None:
+    session.execute(
+        insert(Entry).values(
+            log_id=receipt.log,
+            idx=receipt.idx,
+            type=draft.type,
+            ts=ts,
+            actor=draft.actor,
+            population_id=draft.population_id,
+            job_id=draft.job_id,
+            idem=draft.idem,
+            body=body.decode(),
+            leaf=receipt.leaf,
+        )
+    )
+    rows = [
+        {
+            "log_id": receipt.log,
+            "idx": receipt.idx,
+            "account_id": f"{draft.population_id}/{movement.account}",
+            "amount_pico": movement.amount_pico,
+        }
+        for movement in draft.movements
+        if movement.amount_pico
+    ]
+    if rows:
+        session.execute(insert(Posting), rows)
+
+
+def _check_movements(draft: Draft) -> None:
+    if sum(movement.amount_pico for movement in draft.movements):
+        raise LedgerBroken(f"The postings of {draft.idem} do not sum to 0.")
+    names = [movement.account for movement in draft.movements]
+    if len(set(names)) != len(names):
+        raise LedgerBroken(f"{draft.idem} posts twice to one account.")
+
+
+def _minute(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us // 60_000_000 * 60, UTC).strftime("%Y-%m-%dT%H:%MZ")

@@ -1,0 +1,177 @@
+"""Errors of the ledger. Their texts hold ids and amounts, never data.
+
+    LedgerError
+    ├── LedgerNotFound            absent, or in a scope the caller may not see
+    ├── BudgetExceeded            the reservation would pass the population's limit
+    ├── PopulationNotGranted      no effective grant yet, or frozen
+    ├── ReservationMismatch       a reservation that does not follow from its plan
+    ├── IdempotencyConflict       same key, other content; nothing was written
+    ├── StaleEpoch                a newer attempt owns the job
+    ├── ReservationClosed         the job is settled
+    ├── ChargeRefused             the charge leaves plan, order or escrow
+    │   └── EscrowExhausted       the job's own limit or escrow is used up
+    ├── ProposalInvalid           known fields, unacceptable values
+    ├── ProposalClosed            decided, expired or overtaken by another grant
+    ├── SelfApproval              approving one's own job
+    ├── NotAllowedToSign          the signer is no registered steward of the tenant
+    └── SignatureInvalid          the signature does not fit text and key
+
+`LedgerBroken` (an `InvariantViolation`) reports a broken promise of our own code.
+"""
+
+from __future__ import annotations
+
+from dp_core.errors import InvariantViolation
+
+
+class LedgerError(Exception):
+    """Root of the family."""
+
+
+class LedgerNotFound(LedgerError):
+    """The object is absent, or in a scope the caller may not see."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        super().__init__(f"No such {kind}.")
+
+
+class BudgetExceeded(LedgerError):
+    """The reservation would pass the population's limit. Nothing was written."""
+
+    def __init__(
+        self, *, population_id: str, block: str, requested_pico: int, available_pico: int
+    ) -> None:
+        self.population_id = population_id
+        self.block = block
+        self.requested_pico = requested_pico
+        self.available_pico = available_pico
+        super().__init__(
+            f"Population {population_id} has {available_pico} pico-RDP left in block {block} and "
+            f"the job needs {requested_pico}. Lower the steps, raise the noise, or ask for a grant."
+        )
+
+
+class PopulationNotGranted(LedgerError):
+    """The population has no effective grant, or takes no jobs."""
+
+    def __init__(self, *, population_id: str, reason: str) -> None:
+        self.population_id = population_id
+        self.reason = reason
+        super().__init__(f"Population {population_id}: {reason}. Ask its stewards for a grant.")
+
+
+class ReservationMismatch(LedgerError):
+    """The reservation does not follow from its plan, or the plan from the population."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {problem}. Make a new plan from the population's settings.")
+
+
+class IdempotencyConflict(LedgerError):
+    """The key was used before with other content. Nothing was written."""
+
+    def __init__(self, *, log_id: str, idem: str) -> None:
+        self.log_id = log_id
+        self.idem = idem
+        super().__init__(f"Log {log_id} holds another entry under {idem}.")
+
+
+class StaleEpoch(LedgerError):
+    """A newer attempt owns the job; the caller must stop."""
+
+    def __init__(self, *, job_id: str, epoch: int, latest: int) -> None:
+        self.job_id = job_id
+        self.epoch = epoch
+        self.latest = latest
+        super().__init__(f"Job {job_id} is at attempt {latest}; attempt {epoch} may not write.")
+
+
+class ReservationClosed(LedgerError):
+    """The job is settled; it can neither charge nor start."""
+
+    def __init__(self, *, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"Job {job_id} is settled.")
+
+
+class ChargeRefused(LedgerError):
+    """The charge leaves its plan or comes out of order. Nothing was written."""
+
+    def __init__(self, *, job_id: str, reason: str) -> None:
+        self.job_id = job_id
+        self.reason = reason
+        super().__init__(f"Charge of job {job_id} refused: {reason}.")
+
+
+class EscrowExhausted(ChargeRefused):
+    """The job's own limit, its steps or its escrow is used up."""
+
+
+class ProposalInvalid(LedgerError):
+    """A known field has an unacceptable value."""
+
+    def __init__(self, *, field: str, code: str, problem: str) -> None:
+        self.field = field
+        self.code = code
+        self.problem = problem
+        super().__init__(f"{field}: {problem}")
+
+
+class ProposalClosed(LedgerError):
+    """The proposal is decided, expired, or the state it was made for has changed."""
+
+    def __init__(self, *, proposal_id: str, reason: str) -> None:
+        self.proposal_id = proposal_id
+        self.reason = reason
+        super().__init__(f"{proposal_id}: {reason}.")
+
+
+class SelfApproval(LedgerError):
+    """Nobody approves the release of an own job."""
+
+    def __init__(self, *, proposal_id: str) -> None:
+        self.proposal_id = proposal_id
+        super().__init__(f"{proposal_id}: the submitter of a job may not decide on its release.")
+
+
+class NotAllowedToSign(LedgerError):
+    """The signer's key is not registered in the log of the tenant."""
+
+    def __init__(self, *, approver: str) -> None:
+        self.approver = approver
+        super().__init__(f"{approver} has no steward key registered in this ledger.")
+
+
+class SignatureInvalid(LedgerError):
+    """The signature does not fit the text to sign and the registered key."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The signature does not fit. Sign the lines dp-ledger-approval/v1, origin, base64 "
+            "leaf of the proposal, and the decision, with the registered Ed25519 key."
+        )
+
+
+class LedgerBroken(InvariantViolation):
+    """The ledger contradicts itself: stop before anything is released."""
+
+
+# Domain error -> (status, code); service/errors.py collects these tables.
+ERROR_TABLE: dict[type[Exception], tuple[int, str]] = {
+    LedgerNotFound: (404, "not_found"),
+    BudgetExceeded: (403, "privacy_budget_exceeded"),
+    PopulationNotGranted: (403, "privacy_budget_exceeded"),
+    ReservationMismatch: (422, "plan_infeasible"),
+    IdempotencyConflict: (409, "state_conflict"),
+    StaleEpoch: (409, "state_conflict"),
+    ReservationClosed: (409, "state_conflict"),
+    ChargeRefused: (409, "state_conflict"),
+    EscrowExhausted: (409, "state_conflict"),
+    ProposalInvalid: (422, "field_invalid"),
+    ProposalClosed: (409, "state_conflict"),
+    SelfApproval: (403, "self_approval"),
+    NotAllowedToSign: (403, "role_forbidden"),
+    SignatureInvalid: (422, "field_invalid"),
+}

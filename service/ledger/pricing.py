@@ -1,0 +1,184 @@
+"""Prices of a plan in the population's currency, and what its entry must say about them.
+
+Pure functions of public values; the planner's estimate and the reservation use the same
+ones, so that an estimate equals the reservation to the pico.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from dp_core.accounting import ORDER_MAX, ORDER_MIN, limit_pico, step_pico
+from dp_core.errors import CalibrationImpossible
+from dp_core.plan import RunPlan
+from service.ledger.errors import ReservationMismatch
+
+USABLE_SHARE = Fraction(2, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockReserve:
+    """What a job may at most do in one block, and its worst case there."""
+
+    block: str
+    q: str
+    levels: tuple[str, ...]
+    steps_max: int
+    amount_pico: int
+
+
+def block_reserves(plan: RunPlan, alpha_star: int) -> list[BlockReserve]:
+    """Worst case of each block: all steps at the costliest level, at the population's order."""
+    reserves = [
+        _reserve(
+            "train",
+            plan.sampling_probability,
+            plan.noise_levels,
+            plan.steps_started_max,
+            alpha_star,
+        )
+    ]
+    held_out = plan.validation
+    if held_out is not None:
+        reserves.append(
+            _reserve(
+                "validation",
+                held_out.sampling_probability,
+                (held_out.noise_multiplier,),
+                held_out.evaluations_max,
+                alpha_star,
+            )
+        )
+    return reserves
+
+
+def _reserve(
+    block: str, q: str, levels: tuple[str, ...], steps: int, alpha_star: int
+) -> BlockReserve:
+    dearest = max(step_pico(q, level, alpha_star) for level in levels)
+    return BlockReserve(
+        block=block, q=q, levels=levels, steps_max=steps, amount_pico=steps * dearest
+    )
+
+
+def price_of_step(q: str, level: str, alpha: int) -> int:
+    """Price of one step at a rate, level and order, in pico."""
+    return step_pico(q, level, alpha)
+
+
+def job_step_price(plan: RunPlan, level: str) -> int:
+    """Price of one step against the job's own limit: 1 step, or pico at `alpha_job`."""
+    if plan.mode == "fixed_sigma":
+        return 1
+    assert plan.alpha_job is not None
+    return step_pico(plan.sampling_probability, level, plan.alpha_job)
+
+
+def default_order(epsilon: str, delta: str) -> int:
+    """The smallest order that turns at least 40 % of epsilon into budget (ledger.md 3.5).
+
+    Low orders cost less per step at small sigma; too low ones leave no budget at all.
+
+    Raises:
+        CalibrationImpossible: no order in 2..64 does.
+    """
+    wanted = int(Fraction(Decimal(epsilon)) * 10**12 * USABLE_SHARE)
+    for alpha in range(ORDER_MIN, ORDER_MAX + 1):
+        try:
+            if limit_pico(epsilon, delta, alpha) >= wanted:
+                return alpha
+        except CalibrationImpossible:
+            continue
+    raise CalibrationImpossible(f"No order fits epsilon {epsilon} at delta {delta}. Raise epsilon.")
+
+
+def reserve_data(
+    *, job_id: str, plan: RunPlan, digest: str, alpha_star: int, blocks: Sequence[BlockReserve]
+) -> dict[str, Any]:
+    """The `data` of a `reserve` entry: everything needed to recompute every later charge."""
+    fixed = plan.mode == "fixed_sigma"
+    return {
+        "adapter": {
+            "alpha": plan.adapter.alpha,
+            "r": plan.adapter.r,
+            "target_modules": list(plan.adapter.target_modules),
+        },
+        "alpha_job": plan.alpha_job,
+        "alpha_star": alpha_star,
+        "base_model": plan.base_model_digest,
+        "blocks": [_block_data(plan, block, alpha_star) for block in blocks],
+        "controller": plan.controller_type,
+        "dataset_version": plan.dataset_version,
+        "delta": plan.delta,
+        "epsilon": plan.epsilon_certified,
+        "job": job_id,
+        "job_limit": str(plan.job_limit),
+        "noise_source": plan.noise_source,
+        "other_uses": {
+            "controller_inputs": "charged",
+            "pre_processing": "not used",
+            "tuning": "not used",
+            "validation": "charged" if plan.validation else "not used",
+        },
+        "patients_public": plan.patients_public,
+        "plan": digest,
+        "relation": plan.relation,
+        "rule": "pld_fixed_schedule" if fixed else "rdp_filter",
+        "sampler": plan.sampler,
+        "schedule": (
+            [{"level": plan.noise_levels[0], "steps": plan.steps_started_max}] if fixed else None
+        ),
+        "signals": ["clip_bits", "clipped_loss"],
+        "steps_max": plan.steps_planned,
+        "steps_per_window_max": plan.steps_per_chunk,
+        "steps_started_max": plan.steps_started_max,
+        "unit": plan.unit,
+    }
+
+
+def _block_data(plan: RunPlan, block: BlockReserve, alpha_star: int) -> dict[str, Any]:
+    return {
+        "amount": str(block.amount_pico),
+        "block": block.block,
+        "levels": [_level_data(plan, block, level, alpha_star) for level in block.levels],
+        "q": block.q,
+        "steps_max": block.steps_max,
+    }
+
+
+def _level_data(plan: RunPlan, block: BlockReserve, level: str, alpha_star: int) -> dict[str, Any]:
+    own = str(job_step_price(plan, level)) if block.block == "train" else None
+    orders = range(ORDER_MIN, ORDER_MAX + 1)
+    return {
+        "job_step_price": own,
+        "level": level,
+        "prices": [str(step_pico(block.q, level, order)) for order in orders],
+        "step_pico": str(step_pico(block.q, level, alpha_star)),
+    }
+
+
+def check_blocks(plan: RunPlan, alpha_star: int, blocks: Sequence[BlockReserve]) -> None:
+    """Refuses a reservation that is not exactly the plan's worst case.
+
+    Raises:
+        ReservationMismatch: it differs.
+    """
+    if list(blocks) != block_reserves(plan, alpha_star):
+        raise ReservationMismatch("blocks", "not the plan's worst case at the population's order")
+
+
+def effective_noise_multiplier_holds(settings: Mapping[str, Any], level: str) -> bool:
+    """Whether 1/sigma^2 = sum (bound/std)^2 gives sigma >= level, in exact fractions."""
+    total = Fraction(0)
+    for component in (*settings["groups"], *settings["signals"]):
+        total += (Fraction(component["bound"]) / Fraction(component["std"])) ** 2
+    return total * Fraction(level) ** 2 <= 1
+
+
+def levels_of(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))

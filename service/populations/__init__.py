@@ -1,0 +1,1 @@
+"""Populations: the patients who own a privacy budget."""

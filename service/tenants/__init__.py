@@ -1,0 +1,1 @@
+"""Hospitals and the people who act for them."""

@@ -1,0 +1,40 @@
+"""Tables of hospitals and people. No name in clear: ids are random (ledger.md 18.2)."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.database import Base
+
+ROLES = ("submitter", "steward", "auditor", "admin")
+
+
+class Tenant(Base):
+    """One hospital."""
+
+    __tablename__ = "tenant"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class Principal(Base):
+    """One person or machine account of a tenant, with exactly one role.
+
+    `public_key` is the raw Ed25519 key in hex and present for stewards only; the server
+    never holds a private key (ledger.md 16.3).
+    """
+
+    __tablename__ = "principal"
+    __table_args__ = (
+        CheckConstraint("role IN ('submitter', 'steward', 'auditor', 'admin')", name="role"),
+        CheckConstraint("public_key IS NULL OR role = 'steward'", name="key_only_for_stewards"),
+        Index("uq_principal_public_key", "public_key", unique=True),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), index=True)
+    role: Mapped[str] = mapped_column(String(16))
+    public_key: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[int] = mapped_column(BigInteger)
