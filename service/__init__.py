@@ -1,0 +1,1 @@
+"""The fine-tuning service: HTTP API, ledger, queue, workers, dashboard."""

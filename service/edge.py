@@ -1,0 +1,102 @@
+"""The outermost layer of every request: its id, security headers, access log, last resort."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.logs import frames_of
+from service.problems import internal_error, problem_response, request_id_of
+from service.routes import route_template
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+SECURITY_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "Strict-Transport-Security": "max-age=31536000; includeSubDomains",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+access_log = logging.getLogger("rldp.access")
+
+
+class AnswerCut(Exception):
+    """An answer broke after its first bytes had left; closes the connection, tells nothing."""
+
+
+class Edge:
+    """Middleware around everything else.
+
+    An unforeseen exception becomes a 500 with the request id. It is logged by type and
+    place; its text, which may quote a row, goes nowhere.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        status: int | None = None
+
+        async def dressed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _dress(MutableHeaders(scope=message), request_id_of(scope), scope["path"])
+            await send(message)
+
+        broken = False
+        try:
+            await self._app(scope, receive, dressed)
+        except Exception as error:
+            _log_failure(error, _fields(scope, 500, started))
+            broken = True
+        if broken and status is not None:
+            raise AnswerCut
+        if broken:
+            await problem_response(scope, internal_error())(scope, receive, dressed)
+        access_log.info("request", extra=_fields(scope, status or 500, started))
+
+
+def _log_failure(error: Exception, fields: dict[str, object]) -> None:
+    """Type and places only, also under a logging set-up that would print a traceback."""
+    kind, frames = type(error).__qualname__, frames_of(error.__traceback__)
+    access_log.error(
+        "request failed: %s at %s",
+        kind,
+        frames[-1] if frames else "?",
+        extra={**fields, "exception": kind, "frames": frames},
+    )
+
+
+def _dress(headers: MutableHeaders, request_id: str, path: str) -> None:
+    headers["x-request-id"] = request_id
+    for name, value in SECURITY_HEADERS.items():
+        headers.setdefault(name, value)
+    if not path.startswith("/static/"):
+        headers.setdefault("Cache-Control", "no-store")
+
+
+def _fields(scope: Scope, status: int, started: float) -> dict[str, object]:
+    """What an access line may hold: a raw path or query can hold anything."""
+    return {
+        "request_id": request_id_of(scope),
+        "route": route_template(scope) or "(none)",
+        "method": scope["method"] if scope["method"] in METHODS else "(other)",
+        "status": status,
+        "duration_ms": round((time.monotonic() - started) * 1000),
+    }

@@ -1,0 +1,118 @@
+"""The base models that jobs may start from: local directories, each pinned by a digest.
+
+The packaged demo model is always there; an operator adds directories below
+`RLDP_MODELS_DIR` (`name` or `org/name`). A request names a model by id, never by path or
+address, and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from service.demo import models as packaged
+from service.settings import Settings
+
+CONFIG_NAME = "config.json"
+TOKENIZER_NAMES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+)
+WEIGHTS_PATTERN = "*.safetensors"
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "seq_length")
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModelEntry:
+    """One allowed base model. `digest` covers configuration, tokenizer and weights."""
+
+    id: str
+    directory: Path
+    digest: str
+    context_tokens: int
+    created_at: int  # Unix seconds: when the directory's configuration was written
+    owned_by: str
+
+
+def list_models(settings: Settings) -> list[BaseModelEntry]:
+    """Every allowed model, by id."""
+    found = _directories(settings)
+    return [_entry(name, directory, owner) for name, (directory, owner) in sorted(found.items())]
+
+
+def find_model(settings: Settings, model_id: str) -> BaseModelEntry | None:
+    """The model of that id; None if it is not allowed here."""
+    found = _directories(settings).get(model_id)
+    return None if found is None else _entry(model_id, *found)
+
+
+def _directories(settings: Settings) -> dict[str, tuple[Path, str]]:
+    found: dict[str, tuple[Path, str]] = {}
+    root = settings.models_dir
+    if root is not None and root.is_dir():
+        inside = [path for path in root.iterdir() if path.is_dir()]
+        inside += [path for folder in inside for path in folder.iterdir() if path.is_dir()]
+        for path in inside:
+            name = path.relative_to(root).as_posix()
+            if "/." not in f"/{name}" and _is_model(path):
+                found[name] = (path, "operator")
+    # last, so that no directory can take the packaged model's place
+    found[packaged.MODEL_NAME] = (packaged.path(), "rldp")
+    return found
+
+
+def _is_model(directory: Path) -> bool:
+    """Configuration, tokenizer and safetensors; other weight formats could run code."""
+    return (
+        (directory / CONFIG_NAME).is_file()
+        and (directory / "tokenizer.json").is_file()
+        and any(directory.glob(WEIGHTS_PATTERN))
+    )
+
+
+def _entry(name: str, directory: Path, owner: str) -> BaseModelEntry:
+    config = directory / CONFIG_NAME
+    return BaseModelEntry(
+        id=name,
+        directory=directory,
+        digest=_digest(directory),
+        context_tokens=_context_tokens(config),
+        created_at=int(config.stat().st_mtime),
+        owned_by=owner,
+    )
+
+
+def _context_tokens(config: Path) -> int:
+    """Longest row the model takes; 0 when its configuration does not say."""
+    values = json.loads(config.read_bytes())
+    return next((int(values[name]) for name in CONTEXT_NAMES if values.get(name)), 0)
+
+
+def _digest(directory: Path) -> str:
+    """SHA-256 over the lines `<sha256 of file>  <name>` of the files that make the model."""
+    names = [CONFIG_NAME, *TOKENIZER_NAMES]
+    files = [path for name in names if (path := directory / name).is_file()]
+    files += directory.glob(WEIGHTS_PATTERN)
+    lines = []
+    for path in sorted(files, key=lambda file: file.name):
+        status = path.stat()
+        digest = _file_digest(path, status.st_size, status.st_mtime_ns)
+        lines.append(f"{digest}  {path.name}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _file_digest(path: Path, _size: int, _changed_ns: int) -> str:
+    """Read again only when size or time of change differ."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,52 @@
+"""One typed settings class, read once from the environment and passed on by argument."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Environment variables carry the prefix `RLDP_`, for example `RLDP_BIND`.
+
+    Every field is explained in the README's settings table, which a test compares
+    with this class.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="RLDP_", extra="ignore")
+
+    environment: Literal["embedded", "production"] = "embedded"
+    bind: str = "127.0.0.1:8080"
+    data_dir: Path = Path(".rldp")
+    database_url: str = ""
+    broker_url: str = ""
+    models_dir: Path | None = None
+    lease_seconds: int = Field(default=60, ge=4)
+    poll_seconds: float = Field(default=30, gt=0)
+    stall_seconds: int = Field(default=900, ge=1)
+    attempts_max: int = Field(default=5, ge=1)
+    cancel_grace_seconds: float = Field(default=8, gt=0)
+    upload_bytes_max: int = Field(default=512 * 1024 * 1024, ge=1)
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'service.db'}"
+
+    @property
+    def resolved_broker_url(self) -> str:
+        return self.broker_url or "filesystem://"
+
+    @property
+    def files_dir(self) -> Path:
+        return self.data_dir / "files"
+
+    @property
+    def jobs_dir(self) -> Path:
+        return self.data_dir / "jobs"
+
+    @property
+    def keys_dir(self) -> Path:
+        return self.data_dir / "keys"
