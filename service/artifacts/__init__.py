@@ -1,0 +1,1 @@
+"""Files that a finished job hands out, behind a release."""

@@ -1,0 +1,88 @@
+"""Answers about a job's files. The caller has checked who may see the job."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from fastapi import Response
+from fastapi.responses import FileResponse
+from sqlalchemy.orm import Session
+
+from dp_core.errors import InvariantViolation
+from service.artifacts import service
+from service.artifacts.models import Artifact
+from service.certificates.models import Certificate
+from service.errors import NotFound, ServiceError
+
+CERTIFICATE = "certificate.json"
+CHUNK_BYTES = 1024 * 1024
+
+
+def artifact_list(session: Session, job_id: str) -> dict[str, Any]:
+    """Files of the job with digests, and the state of their release."""
+    certificate = session.get(Certificate, job_id)
+    files = [
+        {"object": "artifact", "name": file.name, "sha256": file.sha256, "bytes": file.size_bytes}
+        for file in service.of_job(session, job_id)
+    ]
+    if certificate is not None:
+        files.append(
+            {
+                "object": "artifact",
+                "name": CERTIFICATE,
+                "sha256": certificate.digest,
+                "bytes": len(certificate.body.encode()),
+            }
+        )
+    return {
+        "object": "list",
+        "data": files,
+        "has_more": False,
+        "release": {"state": service.release_state(session, job_id)},
+    }
+
+
+def artifact_file(session: Session, job_id: str, name: str) -> Response:
+    """The bytes of one file, if a release of the job is published.
+
+    Raises:
+        NotFound: the job has no such file.
+        ServiceError: 403 release_pending.
+        InvariantViolation: the file's bytes are not those the ledger settled.
+    """
+    certificate = session.get(Certificate, job_id) if name == CERTIFICATE else None
+    file = next((row for row in service.of_job(session, job_id) if row.name == name), None)
+    if certificate is None and file is None:
+        raise NotFound()
+    if service.release_state(session, job_id) != "published":
+        raise ServiceError(
+            403,
+            "release_pending",
+            "Two stewards must publish a release of this job before its files can be taken.",
+        )
+    if certificate is not None:
+        headers = {"ETag": f'"{certificate.digest}"'}
+        return Response(certificate.body, media_type="application/json", headers=headers)
+    assert file is not None
+    return _checked(file)
+
+
+def _checked(file: Artifact) -> FileResponse:
+    if _digest(Path(file.path)) != file.sha256:
+        raise InvariantViolation("A released file no longer has the digest of its settle entry.")
+    return FileResponse(
+        file.path,
+        media_type="application/octet-stream",
+        filename=file.name,
+        headers={"ETag": f'"{file.sha256}"'},
+    )
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as source:
+        while chunk := source.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

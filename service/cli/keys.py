@@ -1,0 +1,44 @@
+"""Makes API keys on the host of the database, for people who are registered already."""
+
+from __future__ import annotations
+
+import typer
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.auth.keys import issue_key
+from service.database import Database
+from service.settings import Settings
+from service.tenants.models import ROLES, Principal
+
+
+def create_key(settings: Settings, *, person: str, days: int) -> None:
+    """Makes a key and shows it, once.
+
+    Raises:
+        typer.BadParameter: nobody, or more than one person, is meant.
+    """
+    database = Database(settings.resolved_database_url)
+    try:
+        with database.transaction() as session:
+            principal = _find(session, person)
+            issued = issue_key(session, principal.id, lifetime_days=days)
+            role = principal.role
+    finally:
+        database.dispose()
+    typer.echo(f"Key of {issued.principal_id} ({role}), for {days} days, shown once:", err=True)
+    typer.echo(issued.text)
+
+
+def _find(session: Session, person: str) -> Principal:
+    if person in ROLES:
+        statement = select(Principal).where(Principal.role == person).order_by(Principal.id)
+    else:
+        statement = select(Principal).where(Principal.id == person)
+    found = session.scalars(statement).all()
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise typer.BadParameter("Nobody is registered under this id or role.")
+    several = ", ".join(principal.id for principal in found)
+    raise typer.BadParameter(f"Several people have this role; name one: {several}.")

@@ -1,0 +1,139 @@
+"""The parent of `rldp up`: prepares, starts three children, keeps them alive, stops them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import typer
+
+from service.bootstrap import Bootstrapped, bootstrap
+from service.cli.children import bind_of
+from service.cli.options import prepare
+from service.database import Database
+from service.migrate import upgrade
+from service.settings import Settings
+from service.worker.processes import child_environment, kill_group, start_tied
+
+CHILDREN = ("api", "dispatcher", "worker")
+LOOK_SECONDS = 0.2
+BACK_OFF_SECONDS_MAX = 30.0
+STEADY_SECONDS = 60.0
+STOP_SECONDS = 15.0
+
+
+@dataclass(kw_only=True)
+class Child:
+    """One process that is started again when it ends, later each time."""
+
+    name: str
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_after: float = 0.0
+    failures: int = field(default=0)
+
+    def tend(self, now: float) -> None:
+        """Starts the process if it is due, and notices its end."""
+        if self.process is None:
+            if now >= self.start_after:
+                self._start(now)
+            return
+        if self.process.poll() is None:
+            return
+        code = self.process.returncode
+        kill_group(self.process)  # whatever it left behind
+        self.process = None
+        self.failures = 1 if now - self.started_at > STEADY_SECONDS else self.failures + 1
+        pause = min(0.5 * 2 ** (self.failures - 1), BACK_OFF_SECONDS_MAX)
+        self.start_after = now + pause
+        typer.echo(f"{self.name} ended (exit code {code}); again in {pause:g} s.", err=True)
+
+    def _start(self, now: float) -> None:
+        self.process = start_tied(
+            [sys.executable, "-m", "service.cli", self.name],
+            environment=self.environment,
+            quiet=False,
+        )
+        self.started_at = now
+
+    def ask_to_stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+
+def run_up(settings: Settings, *, keys_file: Path | None) -> int:
+    """Runs until SIGTERM or SIGINT; the exit code of the command."""
+    host, port = bind_of(settings)
+    prepare(settings)
+    upgrade(settings.resolved_database_url)
+    _first_start(settings, keys_file)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    environment = child_environment(settings, os.environ)
+    children = [Child(name=name, environment=environment) for name in CHILDREN]
+    typer.echo(f"Data: {settings.data_dir.resolve()}")
+    typer.echo(f"Starting http://{host}:{port} (API at /v1). Ctrl-C stops everything.")
+    try:
+        while not stop.is_set():
+            for child in children:
+                child.tend(time.monotonic())
+            stop.wait(LOOK_SECONDS)
+    finally:
+        _stop(children)
+    typer.echo("Stopped. A job that was running goes on at the next start.")
+    return 0
+
+
+def _stop(children: list[Child]) -> None:
+    for child in children:
+        child.ask_to_stop()
+    deadline = time.monotonic() + STOP_SECONDS
+    for child in children:
+        if child.process is None:
+            continue
+        try:
+            child.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            typer.echo(f"{child.name} does not stop; killed.", err=True)
+        kill_group(child.process)
+
+
+def _first_start(settings: Settings, keys_file: Path | None) -> None:
+    database = Database(settings.resolved_database_url)
+    try:
+        made = bootstrap(database, settings)
+    finally:
+        database.dispose()
+    if made is None:
+        return
+    if keys_file is not None:
+        _write_keys(made, keys_file)
+        typer.echo(f"First start: keys are in {keys_file}.")
+        return
+    typer.echo("First start. These API keys are shown once; keep them:")
+    for person in made.principals:
+        typer.echo(f"  {person.name:<10} {person.principal_id}  {person.key}")
+    typer.echo(f"Signing keys of the stewards: {settings.keys_dir.resolve()}")
+    typer.echo("Move each to its steward's own machine; the service needs none of them.")
+
+
+def _write_keys(made: Bootstrapped, path: Path) -> None:
+    """JSON of keys by person, whole or not at all, readable by its owner only."""
+    keys = {person.name.replace("-", "_"): person.key for person in made.principals}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as target:
+        json.dump(keys, target, indent=1)
+        target.flush()
+        os.fsync(target.fileno())
+    partial.replace(path)

@@ -1,0 +1,90 @@
+"""Rings and reaps: sends the outbox, rings again, and takes back jobs with expired leases.
+
+Every turn of it may be lost or doubled; the rows tell what is left to do (service.md 8,
+12). It never claims, charges or trains.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.database import Database
+from service.jobs import leases, outbox
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+SEND_SECONDS = 0.3
+REAP_SECONDS = 10.0
+
+
+@dataclass(kw_only=True)
+class Dispatcher:
+    """One dispatcher. `ring` hands a job id to the broker; it may fail or do nothing."""
+
+    db: Database
+    settings: Settings
+    ring: Callable[[str], None] | None  # None: no broker, workers poll
+
+    def run(self, stop: threading.Event) -> None:
+        """Works until told to stop. An unreachable database or broker only delays."""
+        reap_seconds = min(REAP_SECONDS, self.settings.lease_seconds / 4)
+        reap_at = 0.0
+        while not stop.is_set():
+            sent = self._guarded(self.send)
+            if time.monotonic() >= reap_at:
+                self._guarded(self.reap)
+                reap_at = time.monotonic() + reap_seconds
+            stop.wait(0 if sent else SEND_SECONDS)
+
+    def _guarded(self, turn: Callable[[], int]) -> int:
+        """One turn; a bad one ends no dispatcher. Texts of errors stay inside."""
+        try:
+            return turn()
+        except Exception as error:
+            logger.warning("turn failed", extra={"code": type(error).__name__})
+            return 0
+
+    def send(self) -> int:
+        """Sends what is due; the number of messages that left."""
+        messages = outbox.take(self.db)
+        sent: list[int] = []
+        for message in messages:
+            if not self._deliver(message):
+                break
+            sent.append(message.seq)
+        kept = [message.seq for message in messages if message.seq not in sent]
+        if sent:
+            outbox.mark_sent(self.db, sent)
+        if kept:
+            outbox.give_back(self.db, kept)
+            raise BrokerUnreachable()
+        return len(sent)
+
+    def _deliver(self, message: outbox.Message) -> bool:
+        logger.info("job changed", extra={"job_id": message.job_id, "code": message.state})
+        if message.topic != "doorbell" or self.ring is None:
+            return True
+        try:
+            self.ring(message.job_id)
+        except Exception as error:  # whatever the broker's library raises
+            logger.warning("doorbell not sent", extra={"code": type(error).__name__})
+            return False
+        return True
+
+    def reap(self) -> int:
+        """Takes back jobs whose worker was not heard of, rings again, cleans up."""
+        taken = leases.reap_expired(self.db, attempts_max=self.settings.attempts_max)
+        for job_id in taken:
+            logger.warning("lease expired", extra={"job_id": job_id})
+        outbox.ring_again(self.db)
+        outbox.clean(self.db)
+        return len(taken)
+
+
+class BrokerUnreachable(Exception):
+    """The broker took no message; the outbox keeps them."""

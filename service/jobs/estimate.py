@@ -1,0 +1,236 @@
+"""From a request to a run plan and its price: one path for the estimate and for creation.
+
+Pure functions of the request, of what the population declares and of the base model's
+public shape; nothing is read from data. That both routes share them is what makes an
+estimate equal the reservation to the pico [S6].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from dp_core.errors import CalibrationImpossible, PlanInvalid
+from dp_core.plan import AdapterPlan, OptimizerPlan, RunPlan, Unit
+from dp_core.planner import PlanRequest, make_run_plan
+from service.jobs.errors import (
+    FieldInvalid,
+    PlanInfeasible,
+    PrivacyRequired,
+    UnsupportedOption,
+)
+from service.jobs.schemas import Hyperparameters, JobRequest
+
+EPSILON_MIN = Decimal("0.1")
+N_EPOCHS_DEFAULT = 3
+PATIENTS_PER_BATCH_DEFAULT = 20  # "auto" batch: a rate of 1/20
+TOKENS_PER_ROW = 256
+CONTROLLERS = {"auto": "rldp", "rldp": "rldp", "reference": "reference"}
+
+# Names of plan fields as the API calls them; others are shown under `privacy`.
+PARAMS = {
+    "batch_size": "method.supervised.hyperparameters.batch_size",
+    "steps_max": "privacy.steps_max",
+    "steps_planned": "privacy.steps_max",
+    "margin_windows": "privacy.margin_windows",
+    "target_epsilon": "privacy.target_epsilon",
+    "delta": "privacy.delta",
+    "learning_rate": "method.supervised.hyperparameters.learning_rate_multiplier",
+    "adapter.r": "adapter.r",
+    "adapter.alpha": "adapter.alpha",
+    "steps_per_chunk": "controller.interval_steps",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What population, dataset version and base model bring to a plan. All public."""
+
+    population_id: str
+    patients_public: int
+    validation_fraction: str
+    delta: str
+    unit: Unit
+    records_are_unique_patients: bool
+    dataset_version: str
+    base_model_digest: str
+    tokens_per_row_max: int  # 0: the model does not say
+
+    @property
+    def training_patients(self) -> int:
+        """As the planner counts them: the validation block comes off."""
+        return int(self.patients_public * (1 - Decimal(self.validation_fraction)))
+
+
+def check_offered(request: JobRequest) -> None:
+    """Refuses what is understood but not offered, each with the right place to go.
+
+    Raises:
+        UnsupportedOption, PrivacyRequired, FieldInvalid.
+    """
+    refusals: Sequence[tuple[bool, str, str]] = (
+        (
+            request.method.type == "dp",
+            "method.type",
+            "Use the top-level privacy object; every method here is private.",
+        ),
+        (
+            request.method.type not in ("supervised", "dp")
+            or request.method.dpo is not None
+            or request.method.reinforcement is not None,
+            "method.type",
+            "Only supervised fine-tuning is offered.",
+        ),
+        (
+            bool(request.integrations),
+            "integrations",
+            "Integrations would send metrics to a third party and are not offered.",
+        ),
+        (
+            request.validation_file is not None,
+            "validation_file",
+            "Hold-out loss comes from the population's validation block; drop this field.",
+        ),
+        (
+            request.privacy.noise_levels != "auto",
+            "privacy.noise_levels",
+            "The menu is calibrated from the target; use auto.",
+        ),
+        (
+            request.privacy.alpha != "auto",
+            "privacy.alpha",
+            "The order is chosen from the target; use auto.",
+        ),
+        (
+            request.priority == "high",
+            "priority",
+            "High priority needs a quota, which this installation does not offer; use normal.",
+        ),
+        (
+            request.controller.type not in CONTROLLERS,
+            "controller.type",
+            "Use auto, rldp or reference.",
+        ),
+        (
+            request.controller.policy != "default",
+            "controller.policy",
+            "Only the default policy, pretrained on public tasks, is offered.",
+        ),
+        (
+            request.controller.signals is not None,
+            "controller.signals",
+            "The signals are fixed: noised gradients, clip bits and clipped loss.",
+        ),
+    )
+    for refused, param, advice in refusals:
+        if refused:
+            raise UnsupportedOption(param, advice)
+    if request.privacy.target_epsilon is None:
+        raise PrivacyRequired()
+    _check_values(request)
+
+
+def _check_values(request: JobRequest) -> None:
+    epsilon = request.privacy.target_epsilon
+    if epsilon is not None and Decimal(epsilon) < EPSILON_MIN:
+        raise FieldInvalid("privacy.target_epsilon", "Below 0.1, the smallest offered epsilon.")
+    parameters = hyperparameters_of(request)
+    if request.hyperparameters is not None and "hyperparameters" in (
+        request.method.supervised.model_fields_set
+    ):
+        raise FieldInvalid("hyperparameters", "Give hyperparameters once, not at both places.")
+    if parameters.n_epochs != "auto" and request.privacy.steps_max != "auto":
+        raise FieldInvalid("privacy.steps_max", "Give n_epochs or steps_max, not both.")
+
+
+def hyperparameters_of(request: JobRequest) -> Hyperparameters:
+    """From the method, or from the older top-level place."""
+    return request.hyperparameters or request.method.supervised.hyperparameters
+
+
+def plan_request(request: JobRequest, terms: Terms, *, seed: int) -> PlanRequest:
+    """The planner's question, every `auto` resolved.
+
+    Raises:
+        FieldInvalid: delta above the population's, or a multiplier of zero.
+    """
+    parameters, privacy = hyperparameters_of(request), request.privacy
+    assert privacy.target_epsilon is not None, "check_offered comes first"
+    patients = terms.training_patients
+    batch_size = _resolved(parameters.batch_size, max(1, patients // PATIENTS_PER_BATCH_DEFAULT))
+    epochs = _resolved(parameters.n_epochs, N_EPOCHS_DEFAULT)
+    steps_max = _resolved(privacy.steps_max, math.ceil(epochs * patients / batch_size))
+    adapter = request.adapter
+    modules = () if adapter.target_modules == "auto" else tuple(adapter.target_modules)
+    return PlanRequest(
+        target_epsilon=privacy.target_epsilon,
+        delta=_delta(request, terms),
+        patients_public=terms.patients_public,
+        unit=terms.unit,
+        records_are_unique_patients=terms.records_are_unique_patients,
+        validation_fraction=terms.validation_fraction,
+        mode=privacy.mode,
+        batch_size=batch_size,
+        steps_max=steps_max,
+        margin_windows=privacy.margin_windows,
+        interval_steps=request.controller.interval_steps,
+        adapter=AdapterPlan(
+            r=adapter.r, alpha=adapter.alpha or 2 * adapter.r, target_modules=modules
+        ),
+        optimizer=_optimizer(parameters),
+        tokens_per_row=_tokens_per_row(request, terms),
+        seed=seed,
+        controller_type=CONTROLLERS[request.controller.type],
+        base_model_digest=terms.base_model_digest,
+        dataset_version=terms.dataset_version,
+    )
+
+
+def _resolved(value: int | str, default: int) -> int:
+    return value if isinstance(value, int) else default
+
+
+def _tokens_per_row(request: JobRequest, terms: Terms) -> int:
+    wanted, longest = request.privacy.tokens_per_row, terms.tokens_per_row_max
+    if wanted == "auto":
+        return min(TOKENS_PER_ROW, longest or TOKENS_PER_ROW)
+    if longest and wanted > longest:
+        raise FieldInvalid("privacy.tokens_per_row", f"At most {longest}, the model's context.")
+    return wanted
+
+
+def _delta(request: JobRequest, terms: Terms) -> str:
+    delta = request.privacy.delta
+    if delta == "auto":
+        return terms.delta
+    if not 0 < Decimal(delta) <= Decimal(terms.delta):
+        raise FieldInvalid("privacy.delta", "Must be positive and at most the population's delta.")
+    return delta
+
+
+def _optimizer(parameters: Hyperparameters) -> OptimizerPlan:
+    plan = OptimizerPlan()
+    if parameters.learning_rate_multiplier == "auto":
+        return plan
+    rate = Decimal(plan.learning_rate) * Decimal(parameters.learning_rate_multiplier)
+    if rate <= 0:
+        raise FieldInvalid(PARAMS["learning_rate"], "Must be above 0.")
+    return OptimizerPlan(learning_rate=format(rate.normalize(), "f"))
+
+
+def plan_job(request: JobRequest, terms: Terms, *, seed: int) -> RunPlan:
+    """The plan of a job: noise calibrated, worst case fixed. May take seconds the first time.
+
+    Raises:
+        FieldInvalid: a field has an unacceptable value.
+        PlanInfeasible: no noise level meets what is asked.
+    """
+    try:
+        return make_run_plan(plan_request(request, terms, seed=seed))
+    except PlanInvalid as error:
+        param = PARAMS.get(error.field, "privacy")
+        raise FieldInvalid(param, f"{error.problem}. {error.remedy}".strip()) from None
+    except CalibrationImpossible as error:
+        raise PlanInfeasible("privacy.target_epsilon", str(error)) from None

@@ -1,0 +1,371 @@
+"""The rules of jobs: estimate, create, cancel (service.md 7, 8).
+
+Planning runs before any transaction is open, since a calibration may take seconds;
+creation is then one transaction: natural key, job, reservation, doorbell. A refused
+budget rolls all of it back and is entered into the ledger by a second transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import statistics
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from dp_core.accounting import step_pico
+from dp_core.events import canonical_json
+from dp_core.plan import RunPlan
+from service.auth.subject import Subject
+from service.database import Database
+from service.ids import new_id
+from service.jobs import repository
+from service.jobs.errors import ModelNotAllowed, PlanInfeasible, StateConflict
+from service.jobs.estimate import Terms, check_offered, hyperparameters_of, plan_job
+from service.jobs.lifecycle import CLAIMABLE, TERMINAL, Reason, State
+from service.jobs.models import Job, NaturalKey
+from service.jobs.outbox import NATURAL_KEY_SECONDS
+from service.jobs.schemas import JobRequest
+from service.jobs.transitions import (
+    SECOND,
+    announce,
+    change_state,
+    clock_us,
+    end_without_adapter,
+    locked_job,
+)
+from service.jobs.views import job_answer
+from service.ledger import service as ledger
+from service.ledger.entries import insert_if_absent
+from service.ledger.errors import BudgetExceeded, IdempotencyConflict, PopulationNotGranted
+from service.models_catalog import BaseModelEntry, find_model
+from service.settings import Settings
+
+PRIORITY_VALUES = {"low": -1, "normal": 0, "high": 1}
+SEED_BITS = 31
+LOW_BATCH = 256  # below it, noise per step usually outweighs the signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ordered:
+    """What a request refers to, resolved."""
+
+    request: JobRequest
+    terms: Terms
+    model: BaseModelEntry
+    alpha_population: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Created:
+    """The answer of a creation; `is_replayed` if an equal request made the job before."""
+
+    answer: dict[str, Any]
+    is_replayed: bool
+
+
+def order_of(
+    session: Session, settings: Settings, subject: Subject, request: JobRequest
+) -> Ordered:
+    """Resolves file, dataset, population and model of a request.
+
+    Raises:
+        UnsupportedOption, PrivacyRequired, FieldInvalid: of the request itself.
+        NotFound, FileInvalid, DatasetRequired: of its file.
+        ModelNotAllowed: of its model.
+        PopulationNotGranted: nobody has granted the population a budget yet.
+    """
+    check_offered(request)
+    version, dataset, population = repository.training_data(session, subject, request.training_file)
+    model = find_model(settings, request.model)
+    if model is None:
+        raise ModelNotAllowed()
+    if population.alpha_star is None or population.delta is None:
+        raise PopulationNotGranted(population_id=population.id, reason="has no effective grant")
+    terms = Terms(
+        population_id=population.id,
+        patients_public=population.patients_public,
+        validation_fraction=population.validation_fraction,
+        delta=population.delta,
+        unit="patient" if version.unit == "patient" else "record",
+        records_are_unique_patients=dataset.records_are_unique_patients,
+        dataset_version=version.id,
+        base_model_digest=model.digest,
+        tokens_per_row_max=model.context_tokens,
+    )
+    return Ordered(
+        request=request, terms=terms, model=model, alpha_population=population.alpha_star
+    )
+
+
+def natural_key(subject: Subject, ordered: Ordered) -> str:
+    """Digest of who asks for what, before anything is generated (service.md 4.2)."""
+    spec = ordered.request.model_dump(mode="json", exclude={"allow_duplicate"})
+    document = [
+        subject.tenant_id,
+        subject.principal_id,
+        ordered.terms.dataset_version,
+        spec,
+    ]
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def create_job(db: Database, settings: Settings, subject: Subject, request: JobRequest) -> Created:
+    """Plans, reserves and queues a job, or finds the one an equal request made.
+
+    Raises: as `order_of`, and
+        PlanInfeasible: no noise level meets what is asked.
+        BudgetExceeded: a block has less left than the job may need; a refusal is entered.
+    """
+    with db.reading() as session:
+        ordered = order_of(session, settings, subject, request)
+        key = natural_key(subject, ordered)
+        known = None if request.allow_duplicate else _job_under(session, subject, key)
+        if known is not None:
+            return Created(answer=job_answer(session, known), is_replayed=True)
+    seed = request.seed if request.seed is not None else secrets.randbits(SEED_BITS)
+    plan = plan_job(request, ordered.terms, seed=seed)
+    try:
+        with db.transaction() as session:
+            job, is_replayed = _insert(session, settings, subject, ordered, plan, key)
+            answer = job_answer(session, job)
+    except BudgetExceeded as refused:
+        _record_refusal(db, subject, refused, key)
+        raise
+    return Created(answer=answer, is_replayed=is_replayed)
+
+
+def _job_under(session: Session, subject: Subject, key: str) -> Job | None:
+    """The job of an equal request that lives, or ended less than ten minutes ago."""
+    job = session.scalar(
+        select(Job)
+        .join(NaturalKey, NaturalKey.job_id == Job.id)
+        .where(NaturalKey.tenant_id == subject.tenant_id, NaturalKey.key == key)
+    )
+    if job is None:
+        return None
+    oldest = clock_us(session) - NATURAL_KEY_SECONDS * SECOND
+    return job if job.finished_at is None or job.finished_at > oldest else None
+
+
+def _insert(
+    session: Session,
+    settings: Settings,
+    subject: Subject,
+    ordered: Ordered,
+    plan: RunPlan,
+    key: str,
+) -> tuple[Job, bool]:
+    """Natural key, job, reservation, doorbell, in the lock order of service.md 8."""
+    now, job_id = clock_us(session), new_id("ftjob-")
+    if not ordered.request.allow_duplicate:
+        known = _take_key(session, subject, key, job_id, now)
+        if known is not None:
+            return known, True
+    job = _job_row(settings, subject, ordered, plan, job_id, now)
+    session.add(job)
+    session.flush()
+    blocks = ledger.block_reserves(plan, ordered.alpha_population)
+    ledger.reserve(
+        session,
+        tenant_id=subject.tenant_id,
+        actor=subject.principal_id,
+        job_id=job_id,
+        population_id=ordered.terms.population_id,
+        plan=plan.to_dict(),
+        plan_digest=plan.digest(),
+        blocks=blocks,
+        job_limit=plan.job_limit,
+    )
+    announce(session, job, now)
+    return job, False
+
+
+def _take_key(session: Session, subject: Subject, key: str, job_id: str, now: int) -> Job | None:
+    values = {
+        "tenant_id": subject.tenant_id,
+        "key": key,
+        "job_id": job_id,
+        "created_at": now,
+    }
+    if insert_if_absent(session, NaturalKey, values):
+        return None
+    known = _job_under(session, subject, key)
+    if known is None:  # its job ended long ago
+        session.execute(
+            update(NaturalKey)
+            .where(NaturalKey.tenant_id == subject.tenant_id, NaturalKey.key == key)
+            .values(job_id=job_id, created_at=now)
+        )
+    return known
+
+
+def _job_row(
+    settings: Settings,
+    subject: Subject,
+    ordered: Ordered,
+    plan: RunPlan,
+    job_id: str,
+    now: int,
+) -> Job:
+    request = ordered.request
+    spec = {
+        "hyperparameters": hyperparameters_of(request).model_dump(mode="json"),
+        "privacy": request.privacy.model_dump(mode="json"),
+        "suffix": request.suffix,
+    }
+    return Job(
+        id=job_id,
+        tenant_id=subject.tenant_id,
+        created_by=subject.principal_id,
+        population_id=ordered.terms.population_id,
+        dataset_version_id=ordered.terms.dataset_version,
+        training_file_id=request.training_file,
+        model=request.model,
+        model_dir=str(ordered.model.directory.resolve()),
+        job_dir=str((settings.jobs_dir / job_id).resolve()),
+        spec=json.dumps(spec, sort_keys=True),
+        labels=dict(request.metadata or {}),
+        seed=plan.seed,
+        plan=canonical_json(plan.to_dict()).decode(),
+        plan_digest=plan.digest(),
+        alpha_population=ordered.alpha_population,
+        priority=PRIORITY_VALUES[request.priority],
+        state=State.QUEUED.value,
+        reason_code=Reason.WAITING_FOR_WORKER.value,
+        cancel_requested=False,
+        epoch=0,
+        attempt=0,
+        lease_seconds=settings.lease_seconds,
+        not_before=now,
+        rung_at=now,
+        progress_at=now,
+        step=0,
+        window_no=0,
+        created_at=now,
+    )
+
+
+def _record_refusal(db: Database, subject: Subject, refused: BudgetExceeded, key: str) -> None:
+    """At most one entry per equal request in ten minutes."""
+    with db.transaction() as session:
+        span = clock_us(session) // (NATURAL_KEY_SECONDS * SECOND)
+        with suppress(IdempotencyConflict):  # entered before, with another balance
+            ledger.record_refusal(
+                session,
+                tenant_id=subject.tenant_id,
+                actor=subject.principal_id,
+                population_id=refused.population_id,
+                job_reference=f"refusal/{key[:32]}/{span}",
+                needed_pico=refused.requested_pico,
+                free_pico=refused.available_pico,
+            )
+
+
+def estimate_job(
+    session: Session, settings: Settings, subject: Subject, request: JobRequest
+) -> dict[str, Any]:
+    """What the job would reserve and whether it fits; writes nothing (service.md 6.1).
+
+    Raises: as `order_of`, except that an unfit plan or budget is an answer, not an error.
+    """
+    ordered = order_of(session, settings, subject, request)
+    seed = request.seed if request.seed is not None else 0
+    try:
+        plan = plan_job(request, ordered.terms, seed=seed)
+    except PlanInfeasible as error:
+        return {
+            "object": "fine_tuning.job.estimate",
+            "feasible": False,
+            "reason": str(error),
+            "remedies": ["fewer_steps", "smaller_batch", "larger_epsilon"],
+        }
+    return _priced(session, subject, ordered, plan)
+
+
+def _priced(session: Session, subject: Subject, ordered: Ordered, plan: RunPlan) -> dict[str, Any]:
+    alpha = ordered.alpha_population
+    reserves = ledger.block_reserves(plan, alpha)
+    budget = ledger.epsilon_limits(session, ordered.terms.population_id)
+    free = {block.block: block.free_pico for block in budget.blocks}
+    feasible = all(reserve.amount_pico <= free[reserve.block] for reserve in reserves)
+    train = reserves[0]
+    share = train.amount_pico / budget.limit_pico if budget.limit_pico else 0
+    return {
+        "object": "fine_tuning.job.estimate",
+        "feasible": feasible,
+        "rule": "pld_fixed_schedule" if plan.mode == "fixed_sigma" else "rdp_filter",
+        "population": ordered.terms.population_id,
+        "alpha_population": alpha,
+        "alpha_job": plan.alpha_job,
+        "delta": plan.delta,
+        "epsilon_job": plan.epsilon_certified,
+        "steps_max": plan.steps_planned,
+        "steps_started_max": plan.steps_started_max,
+        "batch_size": plan.batch_size_expected,
+        "sampling_probability": plan.sampling_probability,
+        "reserve_pico": str(train.amount_pico),
+        "available_after_pico": str(free["train"] - train.amount_pico) if feasible else None,
+        "population_share": f"{share:.3f}",
+        "blocks": [
+            {
+                "block": reserve.block,
+                "reserve_pico": str(reserve.amount_pico),
+                "available_pico": str(free[reserve.block]),
+            }
+            for reserve in reserves
+        ],
+        "levels": [
+            {
+                "noise_multiplier": level,
+                "step_pico": str(step_pico(plan.sampling_probability, level, alpha)),
+            }
+            for level in plan.noise_levels
+        ],
+        "minutes": _minutes(session, subject, ordered, plan),
+        "warnings": ["utility_low_batch"] if plan.batch_size_expected < LOW_BATCH else [],
+        "remedies": (
+            [] if feasible else ["fewer_steps", "smaller_epsilon", "smaller_batch", "ask_grant"]
+        ),
+    }
+
+
+def _minutes(
+    session: Session, subject: Subject, ordered: Ordered, plan: RunPlan
+) -> dict[str, int] | None:
+    """From the pace of finished runs of this model; None while there is none."""
+    paces = repository.minutes_per_step(session, subject.tenant_id, ordered.request.model)
+    if not paces:
+        return None
+    middle = statistics.median(paces) * plan.steps_planned
+    return {"low": max(1, int(middle * 0.8)), "high": max(1, int(middle * 1.2) + 1)}
+
+
+def cancel_job(session: Session, subject: Subject, job_id: str) -> dict[str, Any]:
+    """Asks for the end of a job; before a worker holds it, that is the end.
+
+    Asked again, the answer is the job as it stands: clients repeat lost requests.
+
+    Raises:
+        JobNotFound: absent, or not for this caller.
+        StateConflict: the job is over.
+    """
+    repository.visible_job(session, subject, job_id)
+    job, now = locked_job(session, job_id), clock_us(session)
+    state = State(job.state)
+    if state in (State.CANCELLING, State.CANCELLED):
+        return job_answer(session, job)
+    if state in TERMINAL:
+        raise StateConflict(state=state, wanted=State.CANCELLED)
+    job.cancel_requested = True
+    if state in CLAIMABLE:
+        end_without_adapter(session, job, State.CANCELLED, now=now, reason=Reason.CANCEL_REQUESTED)
+    else:
+        change_state(session, job, State.CANCELLING, now=now, reason=Reason.CANCEL_REQUESTED)
+    return job_answer(session, job)

@@ -1,0 +1,1 @@
+"""Celery doorbell, supervisor and the fresh interpreter that trains."""

@@ -1,0 +1,185 @@
+"""Watches over one attempt: a fresh interpreter that trains, and the row that says whose it is.
+
+Guarantee: when `supervise` returns, no process of the attempt runs any more, and the job
+is finished, waits for another attempt, or belongs to somebody else. It writes no charge
+and no result; those are the trainer's, under its fence.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy.exc import DBAPIError
+
+from service.database import Database
+from service.jobs.leases import Claim, Hold, fail_attempt, hold_of, renew_lease
+from service.jobs.lifecycle import LEASED, WITH_ADAPTER, Reason, State
+from service.settings import Settings
+from service.worker.exit_codes import ExitCode, failure_of
+from service.worker.processes import child_environment, kill_group, start_tied, stop_group
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+LEAVING_SECONDS = 15.0
+SECOND = 1_000_000
+
+
+def runner_command(claim: Claim) -> list[str]:
+    """The trainer of a claimed job, in a fresh interpreter: CUDA never meets fork."""
+    return [
+        *(sys.executable, "-m", "service.worker.runner"),
+        *("--job", claim.job_id, "--epoch", str(claim.epoch)),
+    ]
+
+
+@dataclass(kw_only=True)
+class Supervisor:
+    """Runs the trainer of one claim. `command` replaces the trainer in tests.
+
+    `stop` is set when the worker itself leaves: the job is handed back at once.
+    """
+
+    db: Database
+    settings: Settings
+    worker_id: str
+    claim: Claim
+    command: Sequence[str] | None = None
+    poll_seconds: float = POLL_SECONDS
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> State | None:
+        """Starts the trainer and stays until it and the attempt are over.
+
+        Returns the state in which the job was left; None if it belongs to another attempt.
+        """
+        environment = child_environment(self.settings, os.environ)
+        environment["RLDP_WORKER_ID"] = self.worker_id
+        # Waiting threads sleep instead of spinning: on a busy host a step is five times faster.
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        process = start_tied(
+            self.command or runner_command(self.claim), environment=environment, quiet=True
+        )
+        logger.info("attempt started", extra=self._context())
+        try:
+            reason = self._watch(process)
+        except BaseException:  # the worker itself is being stopped
+            self._hand_back(process, Reason.WORKER_STOPPED)
+            raise
+        return self._conclude(process, reason)
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> Reason | None:
+        """Until the trainer ends, or must end; the reason if another attempt must follow."""
+        over_since: float | None = None
+        while True:
+            try:
+                process.wait(timeout=self.poll_seconds)
+                return None
+            except subprocess.TimeoutExpired:
+                pass
+            if self.stop.is_set():
+                return Reason.WORKER_STOPPED
+            hold = self._look()
+            if hold is None:
+                continue
+            if self._is_ours_and_over(hold):  # finished in the row: on its way out
+                over_since = over_since or time.monotonic()
+                if time.monotonic() - over_since > LEAVING_SECONDS:
+                    return None
+                continue
+            reason = self._must_end(hold)
+            if reason is not None:
+                return reason
+            if hold.state is State.STARTING:
+                # Until its first charge the trainer may be busy loading; the bound on this
+                # is the stall watch. From then on only the trainer itself renews.
+                self._renew()
+
+    def _look(self) -> Hold | None:
+        try:
+            return hold_of(self.db, self.claim.job_id)
+        except DBAPIError:
+            return None  # the trainer meets the same outage and stops before its next window
+
+    def _renew(self) -> None:
+        try:
+            renew_lease(self.db, self.claim.job_id, self.claim.epoch, self.worker_id)
+        except DBAPIError:
+            logger.warning("lease not renewed: database unreachable", extra=self._context())
+
+    def _must_end(self, hold: Hold) -> Reason | None:
+        if hold.state is State.CANCELLING or hold.cancel_requested:
+            return Reason.CANCEL_REQUESTED
+        if hold.epoch != self.claim.epoch or hold.state not in LEASED:
+            return Reason.LEASE_EXPIRED
+        if hold.lease_left is None or hold.lease_left <= 0:
+            return Reason.LEASE_EXPIRED
+        if hold.progress_age > self.settings.stall_seconds * SECOND:
+            return Reason.TRAINER_STALLED
+        return None
+
+    def _is_ours_and_over(self, hold: Hold) -> bool:
+        return hold.epoch == self.claim.epoch and hold.state in WITH_ADAPTER
+
+    def _conclude(self, process: subprocess.Popen[bytes], reason: Reason | None) -> State | None:
+        if reason is Reason.CANCEL_REQUESTED:
+            gone = stop_group(process, grace_seconds=self.settings.cancel_grace_seconds)
+        else:
+            gone = kill_group(process)
+        if not gone:  # never "cancelled" while a process lives; the lease's end decides
+            logger.error("process group outlives its kill", extra=self._context())
+            return None
+        if reason is None:
+            return self._after_exit(process.returncode)
+        return self._give_up(reason, permanent=False)
+
+    def _after_exit(self, return_code: int) -> State | None:
+        hold = self._wait_for_look()
+        if hold.epoch != self.claim.epoch or hold.state not in LEASED:
+            return hold.state if hold.epoch == self.claim.epoch else None
+        if return_code == ExitCode.FENCED_OUT:
+            reason, permanent = Reason.LEASE_EXPIRED, False
+        else:  # `DONE` while the row says otherwise is a crash as well
+            reason, permanent = failure_of(return_code)
+        return self._give_up(reason, permanent=permanent)
+
+    def _give_up(self, reason: Reason, *, permanent: bool) -> State | None:
+        """Hands the job back; keeps trying while the database is away."""
+        while True:
+            try:
+                state = fail_attempt(
+                    self.db,
+                    self.claim.job_id,
+                    self.claim.epoch,
+                    reason,
+                    permanent,
+                    attempts_max=self.settings.attempts_max,
+                )
+            except DBAPIError:
+                time.sleep(self.poll_seconds)
+                continue
+            logger.info("attempt ended", extra={**self._context(), "code": reason.value})
+            return state
+
+    def _wait_for_look(self) -> Hold:
+        while (hold := self._look()) is None:
+            time.sleep(self.poll_seconds)
+        return hold
+
+    def _hand_back(self, process: subprocess.Popen[bytes], reason: Reason) -> None:
+        if not kill_group(process):
+            return
+        try:
+            fail_attempt(self.db, self.claim.job_id, self.claim.epoch, reason, False)
+        except DBAPIError:
+            logger.warning("job not handed back: its lease will run out", extra=self._context())
+
+    def _context(self) -> dict[str, object]:
+        return {"job_id": self.claim.job_id, "attempt": self.claim.epoch}

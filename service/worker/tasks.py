@@ -1,0 +1,99 @@
+"""What a worker does when the bell rings, or when it looks by itself.
+
+A doorbell carries an id and nothing else; it may come never, once or twice, late or out
+of order, and all end well: only the claim decides (service.md 8, 10).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from service.database import Database
+from service.jobs.leases import Claim, claim
+from service.settings import Settings
+from service.worker.supervisor import Supervisor, runner_command
+
+logger = logging.getLogger(__name__)
+
+RING = "service.worker.tasks.ring"
+Command = Callable[[Claim], Sequence[str]]
+
+
+@dataclass(kw_only=True)
+class Slot:
+    """Room for one attempt at a time. Bell and poll share it within one process."""
+
+    db: Database
+    settings: Settings
+    worker_id: str
+    command: Command = runner_command
+    stop: threading.Event = field(default_factory=threading.Event)
+    _busy: threading.Lock = field(default_factory=threading.Lock)
+
+    def work(self, job_id: str | None = None) -> int:
+        """Runs the named job if it can be claimed, then whatever else waits.
+
+        Returns the number of attempts run. Does nothing while the slot is busy: who rang
+        then is found by the look that follows the running attempt.
+        """
+        if not self._busy.acquire(blocking=False):
+            return 0
+        try:
+            attempts = 0
+            claimed = self._claim(job_id) or self._claim(None)
+            while claimed is not None:
+                self._supervise(claimed)
+                attempts += 1
+                claimed = None if self.stop.is_set() else self._claim(None)
+            return attempts
+        finally:
+            self._busy.release()
+
+    def _claim(self, job_id: str | None) -> Claim | None:
+        return claim(
+            self.db,
+            worker_id=self.worker_id,
+            job_id=job_id,
+            lease_seconds=self.settings.lease_seconds,
+            versions=installed_versions(),
+        )
+
+    def _supervise(self, claimed: Claim) -> None:
+        Supervisor(
+            db=self.db,
+            settings=self.settings,
+            worker_id=self.worker_id,
+            claim=claimed,
+            command=self.command(claimed),
+            stop=self.stop,
+        ).run()
+
+    def leave(self, *, wait_seconds: float) -> None:
+        """Takes no more work, and waits a while for the running attempt to be handed back."""
+        self.stop.set()
+        if self._busy.acquire(timeout=wait_seconds):
+            self._busy.release()
+
+    def poll_forever(self) -> None:
+        """Looks into the database now and then: a silent broker costs latency only."""
+        while not self.stop.wait(self.settings.poll_seconds):
+            try:
+                self.work()
+            except Exception as error:  # the poll outlives every accident; texts stay inside
+                logger.warning("poll failed", extra={"code": type(error).__name__})
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions that decide what is released, read without importing the packages."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("rldp", "torch", "opacus", "dp-accounting"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found

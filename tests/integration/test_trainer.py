@@ -1,0 +1,210 @@
+"""The real trainer process on the packaged model: to the end, and through `kill -9`.
+
+One attempt is `python -m service.worker.runner`, as the supervisor starts it; the oracle is
+the ledger's own check of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from sqlalchemy import select, update
+
+from dp_core.plan import AdapterPlan, RunPlan
+from dp_core.planner import PlanRequest, make_run_plan
+from service.certificates.models import Certificate
+from service.database import Database, now_us
+from service.datasets.models import DatasetVersion
+from service.demo import models, patients
+from service.jobs import leases, runtime
+from service.jobs.models import Job, JobCheckpoint, JobMetric
+from service.ledger import fsck
+from service.ledger import service as ledger
+from service.settings import Settings
+from service.worker.exit_codes import ExitCode
+from service.worker.supervisor import Supervisor, runner_command
+from tests.service.jobs import world as jw
+from tests.service.ledger import world as lw
+
+PATIENTS = 120
+WORKER = "wk_test"
+
+
+def small_plan(version: str, controller: str) -> RunPlan:
+    return make_run_plan(
+        PlanRequest(
+            target_epsilon="2",
+            delta="1e-6",
+            patients_public=100_000,  # the test world's declaration
+            validation_fraction="0.1",
+            batch_size=9000,  # q 0.1: about ten of our patients a step
+            steps_max=6,
+            interval_steps=2,
+            tokens_per_row=64,
+            adapter=AdapterPlan(r=2, alpha=4),
+            seed=11,
+            controller_type=controller,
+            base_model_digest="0" * 64,
+            dataset_version=version,
+        )
+    )
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path, lease_seconds=20)
+
+
+@pytest.fixture
+def world(settings: Settings, tmp_path: Path) -> Iterator[lw.World]:
+    db = Database(settings.resolved_database_url)
+    import service.models
+
+    service.models.metadata.create_all(db.engine)
+    yield lw.open_world(db, validation_fraction="0.1")
+    db.dispose()
+
+
+def queue_real_job(world: lw.World, directory: Path, controller: str = "rldp") -> str:
+    _, version = jw.add_dataset(world, directory)
+    rows = patients.records("private", PATIENTS)
+    content = "".join(
+        json.dumps({"unit": r["patient_id"], "text": r["text"]}) + "\n" for r in rows
+    ).encode()
+    with world.db.transaction() as session:
+        row = session.get_one(DatasetVersion, version)
+        Path(row.path).write_bytes(content)
+        row.sha256 = hashlib.sha256(content).hexdigest()
+    return jw.queue_job(
+        world,
+        run_plan=small_plan(version, controller),
+        version=version,
+        lease_seconds=20,
+        model_dir=str(models.path()),
+        job_dir=str(directory / "job"),
+    )
+
+
+def start_trainer(settings: Settings, claim: leases.Claim) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"RLDP_DATA_DIR": str(settings.data_dir), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        runner_command(claim),
+        env=environment,
+        stderr=subprocess.PIPE,
+    )
+
+
+def claimed(world: lw.World, job_id: str) -> leases.Claim:
+    claim = leases.claim(world.db, worker_id=WORKER, job_id=job_id, lease_seconds=20)
+    assert claim is not None
+    return claim
+
+
+def wait_for_checkpoint(world: lw.World, job_id: str) -> None:
+    deadline = time.monotonic() + 240
+    while runtime.latest_checkpoint(world.db, job_id) is None:
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.1)
+
+
+def test_an_attempt_runs_to_a_certified_adapter(
+    world: lw.World, settings: Settings, tmp_path: Path
+) -> None:
+    job_id = queue_real_job(world, tmp_path)
+    supervisor = Supervisor(
+        db=world.db, settings=settings, worker_id=WORKER, claim=claimed(world, job_id)
+    )
+    state = supervisor.run()
+    assert state is not None
+    assert state.value == "succeeded"
+    statement_numbers(world, job_id, windows=3, steps=6)
+    adapter = tmp_path / "job" / "adapter-1"
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    assert len(tensors) == 4 * 4 * 2
+    assert all(t.abs().sum() > 0 for t in tensors.values()), "B left zero, A was kept"
+    with world.db.reading() as session:
+        certificate = session.get_one(Certificate, job_id)
+        body = json.loads(certificate.body)
+        subjects = {s["name"]: s["digest"]["sha256"] for s in body["subject"]}
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            assert subjects[name] == hashlib.sha256((adapter / name).read_bytes()).hexdigest()
+        assert certificate.verdict == "conditional"
+        names = set(session.scalars(select(JobMetric.name).where(JobMetric.job_id == job_id)))
+    assert {"loss_noised", "validation_loss_noised", "clip_norm", "noise_share"} <= names
+    assert str(tmp_path) not in (adapter / "adapter_config.json").read_text()
+
+
+def statement_numbers(world: lw.World, job_id: str, *, windows: int, steps: int) -> None:
+    """The ledger adds up, and charged what the run did."""
+    with world.db.reading() as session:
+        assert fsck.check_all(session) == []
+        charged = ledger.job_statement(session, job_id)["windows"]
+    assert [w["window"] for w in charged] == list(range(windows))
+    assert sum(w["steps"] for w in charged) == steps
+
+
+def test_a_killed_trainer_resumes_and_every_window_is_paid_once(
+    world: lw.World, settings: Settings, tmp_path: Path
+) -> None:
+    job_id = queue_real_job(world, tmp_path)
+    first = start_trainer(settings, claimed(world, job_id))
+    wait_for_checkpoint(world, job_id)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    with world.db.reading() as session:
+        saved = session.scalars(select(JobCheckpoint).where(JobCheckpoint.job_id == job_id)).all()
+        before = ledger.position(session, job_id=job_id, epoch=1)
+    resumed_from = saved[-1].step
+    with world.db.transaction() as session:  # the lease runs out
+        session.execute(
+            update(Job).where(Job.id == job_id).values(lease_expires_at=now_us() - 1_000_000)
+        )
+    leases.fail_attempt(world.db, job_id, 1, "lease_expired", False)
+    jw.skip_back_off(world.db, job_id)
+    second = start_trainer(settings, claimed(world, job_id))
+    _, errors = second.communicate(timeout=280)
+    assert second.returncode == ExitCode.DONE, errors
+    redone = -(-(6 - resumed_from) // 2)
+    statement_numbers(
+        world,
+        job_id,
+        windows=before.next_chunk + redone,
+        steps=before.steps_started + 6 - resumed_from,
+    )
+
+
+def test_a_stop_signal_ends_between_steps_and_leaves_the_adapter_unpublished(
+    world: lw.World, settings: Settings, tmp_path: Path
+) -> None:
+    job_id = queue_real_job(world, tmp_path, controller="reference")
+    trainer = start_trainer(settings, claimed(world, job_id))
+    wait_for_checkpoint(world, job_id)
+    trainer.terminate()
+    trainer.communicate(timeout=60)
+    assert trainer.returncode == ExitCode.CANCELLED
+    assert not (tmp_path / "job" / "adapter-1").exists()
+
+
+def test_a_changed_dataset_is_refused_before_a_charge(
+    world: lw.World, settings: Settings, tmp_path: Path
+) -> None:
+    job_id = queue_real_job(world, tmp_path, controller="reference")
+    with world.db.reading() as session:
+        job = session.get_one(Job, job_id)
+        path = Path(session.get_one(DatasetVersion, job.dataset_version_id).path)
+    path.write_text(path.read_text() + '{"unit": "intruder", "text": "SECRETNOTE"}\n')
+    trainer = start_trainer(settings, claimed(world, job_id))
+    _, errors = trainer.communicate(timeout=120)
+    assert trainer.returncode == ExitCode.DATA_UNREADABLE
+    assert b"SECRETNOTE" not in errors
+    with world.db.reading() as session:
+        assert ledger.position(session, job_id=job_id, epoch=1).steps_started == 0

@@ -1,0 +1,177 @@
+"""Short commands: help, migrate, keys, export, verify."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from service.auth.keys import authenticate
+from service.bootstrap import bootstrap
+from service.cli import app
+from service.cli.children import bind_of
+from service.cli.verifier import verifier_path
+from service.database import Database
+from service.migrate import is_at_head, upgrade
+from service.settings import Settings
+from tests.service.ledger import world as lw
+
+ROOT = Path(__file__).resolve().parents[3]
+COMMANDS = ("up", "migrate", "demo", "verify", "ledger", "keys", "api", "dispatcher", "worker")
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, list(arguments))
+    return done.exit_code, done.output + (done.stderr or "")
+
+
+@pytest.fixture
+def hospital(tmp_path: Path) -> Settings:
+    """A migrated database with its five people."""
+    settings = Settings(data_dir=tmp_path)
+    upgrade(settings.resolved_database_url)
+    database = Database(settings.resolved_database_url)
+    bootstrap(database, settings)
+    database.dispose()
+    return settings
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """The ledger of a finished job, exported by the command."""
+    with lw.sqlite_database(tmp_path) as db:
+        world = lw.open_world(db)
+        lw.run_job(world, run_plan=lw.plan())
+    (tmp_path / "ledger.db").rename(tmp_path / "service.db")
+    out = tmp_path / "bundle.zip"
+    code, text = run("ledger", "export", "--out", str(out), "--data-dir", str(tmp_path))
+    assert (code, "rldp verify" in text) == (0, True), text
+    return out
+
+
+class TestHelp:
+    def test_the_first_screen_names_every_command_and_where_to_start(self) -> None:
+        code, text = run("--help")
+        assert code == 0
+        assert all(command in text for command in COMMANDS)
+        assert "rldp demo" in text and "OpenAI client" in text
+
+    @pytest.mark.parametrize("command", [*COMMANDS[:2], *COMMANDS[4:]])
+    def test_every_command_explains_itself(self, command: str) -> None:
+        code, text = run(command, "--help")
+        assert code == 0 and len(text) > 100
+
+    def test_help_loads_neither_torch_nor_the_service(self) -> None:
+        program = (
+            "import sys\nfrom service.cli import app\n"
+            "print({'torch', 'fastapi', 'celery', 'sqlalchemy'} & set(sys.modules))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == "set()"
+
+    def test_the_guided_run_lists_its_own_options(self) -> None:
+        code, text = run("demo", "--help")
+        assert code == 0 and "--epsilon" in text
+
+
+class TestMigrate:
+    def test_it_brings_an_empty_folder_to_this_release(self, tmp_path: Path) -> None:
+        folder = tmp_path / "data"
+        code, _ = run("migrate", "--data-dir", str(folder))
+        database = Database(Settings(data_dir=folder).resolved_database_url)
+        assert (code, is_at_head(database)) == (0, True)
+        database.dispose()
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+class TestKeys:
+    def test_a_key_works_for_the_person_it_was_made_for(self, hospital: Settings) -> None:
+        done = CliRunner().invoke(
+            app, ["keys", "create", "submitter", "--data-dir", str(hospital.data_dir)]
+        )
+        database = Database(hospital.resolved_database_url)
+        owner = authenticate(database, done.stdout.strip().splitlines()[-1])
+        database.dispose()
+        assert owner is not None and owner.role == "submitter"
+
+    @pytest.mark.parametrize("person", ["steward", "usr_nobody", "emperor"])
+    def test_it_must_mean_exactly_one_person(self, hospital: Settings, person: str) -> None:
+        code, text = run("keys", "create", person, "--data-dir", str(hospital.data_dir))
+        assert code != 0
+        assert ("usr_" in text) == (person == "steward"), "the two stewards are listed"
+
+
+class TestExportAndVerify:
+    def test_an_exported_bundle_passes_the_verifier(self, bundle: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "service.cli", "verify", str(bundle)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+        assert done.returncode in (0, 3), done.stdout + done.stderr
+
+    def test_its_exit_code_and_options_pass_through(self, bundle: Path, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "service.cli", "verify"]
+        missing = subprocess.run(
+            [*command, str(tmp_path / "none.zip")], capture_output=True, check=False, cwd=ROOT
+        )
+        version = subprocess.run(
+            [*command, "--version"], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert missing.returncode == 2
+        assert version.returncode == 0 and version.stdout.strip()
+
+    def test_a_tampered_bundle_fails(self, bundle: Path) -> None:
+        import zipfile
+
+        changed = bundle.with_name("changed.zip")
+        with zipfile.ZipFile(bundle) as source, zipfile.ZipFile(changed, "w") as target:
+            for name in source.namelist():
+                content = source.read(name)
+                if name == "entries.jsonl":
+                    content = content.replace(b'"steps":10', b'"steps":9', 1)
+                target.writestr(name, content)
+        done = subprocess.run(
+            [sys.executable, "-m", "service.cli", "verify", str(changed)],
+            capture_output=True,
+            check=False,
+            cwd=ROOT,
+        )
+        assert done.returncode == 1
+
+    def test_an_existing_file_is_not_overwritten(self, bundle: Path) -> None:
+        before = bundle.read_bytes()
+        code, _ = run("ledger", "export", "--out", str(bundle), "--data-dir", str(bundle.parent))
+        assert code != 0 and bundle.read_bytes() == before
+
+    def test_the_verifier_is_found_and_not_imported(self) -> None:
+        assert verifier_path() == ROOT / "deploy" / "verifier" / "verify_ledger.py"
+        assert "verify_ledger" not in "".join(sys.modules)
+
+
+class TestBind:
+    @pytest.mark.parametrize("bind", ["127.0.0.1:8080", "[::1]:8080", "localhost:1"])
+    def test_this_host_is_fine(self, bind: str) -> None:
+        assert bind_of(Settings(bind=bind))[1] > 0
+
+    @pytest.mark.parametrize("bind", ["0.0.0.0:8080", "10.0.0.1:80", "example.org:80", "8080"])
+    def test_plain_http_beyond_this_host_is_refused(self, bind: str) -> None:
+        import typer
+
+        with pytest.raises(typer.BadParameter):
+            bind_of(Settings(bind=bind))
+
+    def test_production_binds_where_it_is_told(self) -> None:
+        assert bind_of(Settings(environment="production", bind="0.0.0.0:8443")) == ("0.0.0.0", 8443)
+
+
+def test_no_test_here_reads_the_callers_settings() -> None:
+    assert not [name for name in os.environ if name.startswith("RLDP_DATA_DIR")]
