@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.database import Database
+from service.datasets import retention
 from service.jobs import leases, outbox
 from service.settings import Settings
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 SEND_SECONDS = 0.3
 REAP_SECONDS = 10.0
+SWEEP_SECONDS = 3600.0
 
 
 @dataclass(kw_only=True)
@@ -33,12 +35,15 @@ class Dispatcher:
     def run(self, stop: threading.Event) -> None:
         """Works until told to stop. An unreachable database or broker only delays."""
         reap_seconds = min(REAP_SECONDS, self.settings.lease_seconds / 4)
-        reap_at = 0.0
+        reap_at = sweep_at = 0.0
         while not stop.is_set():
             sent = self._guarded(self.send)
             if time.monotonic() >= reap_at:
                 self._guarded(self.reap)
                 reap_at = time.monotonic() + reap_seconds
+            if time.monotonic() >= sweep_at:
+                self._guarded(self.sweep)
+                sweep_at = time.monotonic() + SWEEP_SECONDS
             stop.wait(0 if sent else SEND_SECONDS)
 
     def _guarded(self, turn: Callable[[], int]) -> int:
@@ -84,6 +89,10 @@ class Dispatcher:
         outbox.ring_again(self.db)
         outbox.clean(self.db)
         return len(taken)
+
+    def sweep(self) -> int:
+        """Erases uploads whose time is over; refunds nothing."""
+        return retention.sweep(self.db, self.settings.files_dir)
 
 
 class BrokerUnreachable(Exception):

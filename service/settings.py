@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -30,6 +30,13 @@ class Settings(BaseSettings):
     attempts_max: int = Field(default=5, ge=1)
     cancel_grace_seconds: float = Field(default=8, gt=0)
     upload_bytes_max: int = Field(default=512 * 1024 * 1024, ge=1)
+
+    @model_validator(mode="after")
+    def _production_has_a_server(self) -> Settings:
+        """On SQLite whoever owns the file owns the ledger; that is for one machine only."""
+        if self.environment == "production" and not self.database_url.startswith("postgresql"):
+            raise ValueError("RLDP_ENVIRONMENT=production needs RLDP_DATABASE_URL on PostgreSQL.")
+        return self
 
     @property
     def resolved_database_url(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,3 +150,24 @@ class TestLoop:
             thread.join(10)
         assert w.state(world.db, claim.job_id) == "recovering"
         assert not thread.is_alive()
+
+
+def test_expired_uploads_are_erased_by_the_running_dispatcher(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[Path] = []
+    monkeypatch.setattr(
+        "service.datasets.retention.sweep", lambda _db, files: swept.append(files) or 0
+    )
+    stop = threading.Event()
+    settings = Settings(data_dir=tmp_path)
+    runner = threading.Thread(
+        target=Dispatcher(db=db, settings=settings, ring=None).run, args=(stop,)
+    )
+    runner.start()
+    deadline = time.monotonic() + 20
+    while not swept and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stop.set()
+    runner.join()
+    assert swept == [settings.files_dir]

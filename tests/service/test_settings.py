@@ -1,0 +1,20 @@
+"""Settings refuse a layout that would not keep its promise."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+
+@pytest.mark.parametrize("url", ["", "sqlite:///service.db"])
+def test_production_refuses_sqlite(url: str) -> None:
+    with pytest.raises(ValidationError, match="RLDP_DATABASE_URL"):
+        Settings(environment="production", database_url=url)
+
+
+def test_production_takes_postgresql_and_embedded_needs_nothing() -> None:
+    url = "postgresql+psycopg://db/rldp"
+    assert Settings(environment="production", database_url=url).resolved_database_url == url
+    assert Settings().resolved_database_url.startswith("sqlite:///")
