@@ -54,12 +54,17 @@ def clip_and_sum(
     return ClippedSum(raw_sums=sums, raw_bits=torch.where(usable, centred, 0.0).sum())
 
 
-def clipped_loss_sum(raw_losses: torch.Tensor, cap: float, slot_mask: torch.Tensor) -> torch.Tensor:
-    """Sum over drawn patients of clamp(loss, 0, cap) - cap/2; one patient moves it by cap/2.
+def clipped_loss_sum(
+    raw_losses: torch.Tensor, cap: float, slot_mask: torch.Tensor, centre: float | None = None
+) -> torch.Tensor:
+    """Sum over drawn patients of clamp(loss - centre, -cap/2, cap/2); one patient: cap/2.
 
-    Centring is required: an uncentred sum has twice the sensitivity (G13). A loss that is
-    not finite contributes 0 (G15).
+    `centre` is a public or released number, cap/2 if not given. Centring is required: an
+    uncentred sum has twice the sensitivity (G13); and the closer the centre is to the mean
+    loss, the less the secret number of patients drawn shows as an error of the estimate. A
+    loss that is not finite contributes 0 (G15).
     """
+    half = cap / 2
     usable = torch.isfinite(raw_losses) & (slot_mask > 0)
-    centred = raw_losses.float().clamp(0.0, cap) - cap / 2
+    centred = (raw_losses.float() - (half if centre is None else centre)).clamp(-half, half)
     return torch.where(usable, centred, 0.0).sum()

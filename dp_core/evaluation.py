@@ -6,6 +6,7 @@ its queries add nothing to what a training patient could lose.
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 from typing import Any
 
@@ -42,8 +43,15 @@ class HoldOutQuery:
         self._sensitivity = float(plan.telemetry.loss_cap) / 2
         self._std = up32(float(validation.noise_multiplier) * STD_INFLATION * self._sensitivity)
 
-    def ask(self, model: Any, *, step: int) -> EvaluationReport | None:
+    def ask(
+        self, model: Any, *, step: int, previous: ReleasedValue | None
+    ) -> EvaluationReport | None:
         """The released loss in nats per token, or None when its queries are used up.
+
+        The sum is centred on the loss released before: divided by the public expected
+        number, the unknown number drawn then costs |change| / sqrt(expected) instead of
+        several tenths of a nat. `std` covers noise and that number, not which patients
+        were drawn.
 
         Raises:
             JournalError: the charge was not granted; nothing was drawn.
@@ -66,17 +74,28 @@ class HoldOutQuery:
             )
         )
         try:
-            raw_sum = self._raw_sum(model)
+            centre = self._centre(previous)
+            raw_sum = self._raw_sum(model, centre)
         except (DpCoreError, InvariantViolation):
             raise
         except Exception:
             raise StepFailed(step) from None
         noised = raw_sum + float(self._noise_source.draw_query(permit, 1)[0]) * self._std
         expected = self._validation.batch_size_expected
-        loss = ReleasedValue(value=self._sensitivity + noised / expected, std=self._std / expected)
+        change = noised / expected
+        loss = ReleasedValue(
+            value=centre + change,
+            std=math.sqrt((self._std / expected) ** 2 + change**2 / expected),
+        )
         return EvaluationReport(step=step, loss=loss, reference=permit.reference)
 
-    def _raw_sum(self, model: Any) -> float:
+    def _centre(self, previous: ReleasedValue | None) -> float:
+        """A released number, or the middle of the range before anything was released."""
+        if previous is None or not math.isfinite(previous.value):
+            return self._sensitivity
+        return min(max(previous.value, 0.0), 2 * self._sensitivity)
+
+    def _raw_sum(self, model: Any, centre: float) -> float:
         total = 0.0
         cap = 2 * self._sensitivity
         was_training = model.training
@@ -89,6 +108,6 @@ class HoldOutQuery:
                 sampler=self._sampler,
             )
             losses = raw_patient_losses(model, rows, self._performance.device)
-            total += float(clipped_loss_sum(losses.cpu(), cap, rows.slot_mask))
+            total += float(clipped_loss_sum(losses.cpu(), cap, rows.slot_mask, centre))
         model.train(was_training)
         return total

@@ -264,7 +264,7 @@ def _noise_fields(request: PlanRequest, q: str, started_max: int) -> dict[str, A
 def _validation_plan(
     request: PlanRequest, fraction: Decimal, training_patients: int
 ) -> ValidationPlan | None:
-    """One evaluation before the first window, one after each, and the margin's redone ones.
+    """Two evaluations before the first window, one after each, and the margin's redone ones.
 
     Raises:
         PlanInvalid: its queries alone would pass the job's target epsilon.
@@ -279,7 +279,7 @@ def _validation_plan(
         sampling_probability=sampling_probability(batch, held_out),
         batch_size_expected=batch,
         noise_multiplier=request.validation_noise_multiplier,
-        evaluations_max=windows + 1 + 2 * request.margin_windows,
+        evaluations_max=windows + 2 + 2 * request.margin_windows,
     )
     noise = plan.noise_multiplier
     if Decimal(pld_epsilon([plan.event()], request.delta)) > Decimal(request.target_epsilon):

@@ -139,6 +139,7 @@ class PrivateTraining:
         """
         resumed = self._restore()
         if not resumed:
+            self._evaluate(is_reported=False)  # finds the range; the next one measures in it
             self.first_validation = self._evaluate()
         outcome: Outcome = "completed"
         while self.step < self.plan.steps_planned:
@@ -265,17 +266,20 @@ class PrivateTraining:
         every = self.plan.validation.every_chunks if self.plan.validation else 1
         return (self.chunk + 1) % every == 0 or self.step >= self.plan.steps_planned
 
-    def _evaluate(self) -> ReleasedValue | None:
+    def _evaluate(self, *, is_reported: bool = True) -> ReleasedValue | None:
         """Releases the hold-out loss of the averaged weights, the ones that would ship."""
         if self.hold_out is None:
             return None
         live = self.averaged.swap_in()
-        report = self.hold_out.ask(self.model, step=self.step)
+        report = self.hold_out.ask(
+            self.model, step=self.step, previous=self.telemetry.validation_loss
+        )
         self.averaged.swap_out(live)
         if report is None:
             return None
         self.telemetry = dataclasses.replace(self.telemetry, validation_loss=report.loss)
-        self.progress.evaluated(report)
+        if is_reported:
+            self.progress.evaluated(report)
         return report.loss
 
     def _initial_telemetry(self) -> WindowTelemetry:

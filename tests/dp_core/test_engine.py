@@ -255,6 +255,7 @@ class TestClipAndSum:
         losses = torch.tensor([0.0, 99.0, 3.0, float("nan"), 5.0])
         mask = torch.tensor([1.0, 1, 1, 1, 0])
         assert float(clipped_loss_sum(losses, 6.0, mask)) == -3 + 3 + 0
+        assert float(clipped_loss_sum(losses, 6.0, mask, centre=1.0)) == -1 + 3 + 2
 
 
 def layout_of_sizes(sizes: tuple[int, ...]) -> Any:

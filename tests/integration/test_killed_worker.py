@@ -6,7 +6,6 @@ on the exported bundle, with the client's own arithmetic beside it.
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import subprocess
@@ -14,19 +13,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 
-from service.demo import patients, stages
+from service.demo import stages
 from service.demo.client import DemoClient
-from service.demo.screens import Screen
 from service.demo.server import LocalServer
 from tests.integration.processes import descendants
+from tests.integration.small_job import STEPS, WINDOW, open_ground, quiet_screen, request_for
 
-PATIENTS = 400
-STEPS, WINDOW = 8, 2
 SOON = 240.0
 
 
@@ -37,44 +32,6 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalSer
     opened = LocalServer(tmp_path / "run")
     yield opened
     opened.stop()
-
-
-def request_for(file_id: str) -> dict[str, Any]:
-    return {
-        "model": "medtext-gpt2-4m",
-        "training_file": file_id,
-        "seed": 7,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": {"batch_size": 12}}},
-        "privacy": {"target_epsilon": "2", "steps_max": STEPS, "tokens_per_row": 96},
-        "controller": {"type": "rldp", "interval_steps": WINDOW},
-        "adapter": {"r": 4},
-    }
-
-
-def prepared_job(client: DemoClient, directory: Path) -> tuple[dict[str, Any], Screen]:
-    """A population with a budget, an uploaded file and a running job."""
-    screen = Screen(Console(file=io.StringIO()))
-    path = directory / "records.jsonl"
-    patients.write_jsonl(patients.records("private", PATIENTS), path)
-    prepared = stages.Prepared(
-        path=path, source=stages.SYNTHETIC, patients_public=PATIENTS, basis="synthetic"
-    )
-    options = stages.DemoOptions(
-        data=None,
-        epsilon="8",
-        steps=48,
-        work_dir=directory,
-        url=None,
-        keys=None,
-        signing_keys=None,
-        patients=PATIENTS,
-        keep=False,
-        show_refusals=False,
-    )
-    ground = stages.open_ground(client, options, screen, prepared, directory)
-    return client.call(
-        "submitter", "POST", "/fine_tuning/jobs", json=request_for(ground.file)
-    ), screen
 
 
 def wait_until(ready: Callable[[], bool], what: str) -> None:
@@ -88,7 +45,8 @@ def test_the_job_resumes_by_itself_and_no_window_is_paid_twice_or_run_unpaid(
     server: LocalServer, tmp_path: Path
 ) -> None:
     client = DemoClient(server.start())
-    job, screen = prepared_job(client, tmp_path)
+    ground = open_ground(client, tmp_path)
+    job = client.call("submitter", "POST", "/fine_tuning/jobs", json=request_for(ground.file))
     path = f"/fine_tuning/jobs/{job['id']}"
 
     def step() -> int:
@@ -126,7 +84,7 @@ def test_the_job_resumes_by_itself_and_no_window_is_paid_twice_or_run_unpaid(
     charged = sum(int(w["charge"]) for w in windows)
     train = next(b for b in statement["blocks"] if b["block"] == "train")
     assert int(train["spent_pico"]) == charged
-    stages.release(client, screen, job["id"])
+    stages.release(client, quiet_screen(), job["id"])
     stages.download(client, job["id"], tmp_path)
     client.close()
     verdict = subprocess.run(
