@@ -195,7 +195,7 @@ def record_evaluation(
             job_id,
             now=now,
             type="metrics",
-            message=f"Hold-out loss at step {step}: {loss} (noise std {std}).",
+            message=f"Hold-out loss at step {step}: {loss} (standard error {std}).",
             data={
                 "noise_std": std,
                 "reference": reference,

@@ -7,6 +7,7 @@ RLDP_SCREENSHOTS when that is set.
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,13 +95,21 @@ def test_pages_fit_stay_quiet_and_ask_nobody_outside(
 
 
 def test_first_paint_is_within_a_second(visit: Visit, scene: Scene) -> None:
+    """The median of five loads: one may fall into a busy moment of a shared host."""
+    assert statistics.median(_first_paint_ms(visit, scene) for _ in range(5)) < FIRST_PAINT_MS_MAX
+
+
+def _first_paint_ms(visit: Visit, scene: Scene) -> float:
     visit.page.goto(f"{visit.home}/jobs/{scene.released}")
-    entry = "performance.getEntriesByName('first-contentful-paint').length"
-    visit.page.wait_for_function(entry)
-    painted = visit.page.evaluate(
-        "performance.getEntriesByName('first-contentful-paint')[0].startTime"
-    )
-    assert painted < FIRST_PAINT_MS_MAX
+    # Asked from here: the page's policy forbids the eval that Playwright's own waiting needs.
+    for _ in range(200):
+        entries: list[float] = visit.page.evaluate(
+            "performance.getEntriesByName('first-contentful-paint').map(e => e.startTime)"
+        )
+        if entries:
+            return entries[0]
+        visit.page.wait_for_timeout(50)
+    raise AssertionError("the page was not painted in 10 s")
 
 
 def test_the_scheme_follows_the_system(browser: Browser, address: str) -> None:
