@@ -45,12 +45,14 @@ class WindowStatistics:
         return (0.5 + self._bits / max(self.steps, 1) / self._batch).tolist()
 
     def loss(self) -> ReleasedValue:
-        """Noised mean of the clipped training loss, in nats per token."""
-        steps = max(self.steps, 1)
-        return ReleasedValue(
-            value=self._settings.loss_cap / 2 + self._loss / steps / self._batch,
-            std=self._settings.loss_std / self._batch / math.sqrt(steps),
-        )
+        """Noised mean of the clipped training loss, in nats per token.
+
+        `std` covers the noise and, the divisor being public, the unknown number drawn.
+        """
+        steps, half = max(self.steps, 1), self._settings.loss_cap / 2
+        centred = self._loss / steps / self._batch
+        variance = (self._settings.loss_std / self._batch) ** 2 + centred**2 / self._batch
+        return ReleasedValue(value=half + centred, std=math.sqrt(variance / steps))
 
     def group_telemetry(
         self, *, rate_factors: Sequence[float], previous: Sequence[torch.Tensor] | None
