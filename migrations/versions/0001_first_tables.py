@@ -27,7 +27,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    raise NotImplementedError("A ledger has no way back; restore a backup instead.")
+    raise RuntimeError("A ledger has no way back; restore a backup instead.")
 
 
 def _sqlite_triggers() -> None:
