@@ -8,11 +8,16 @@ database by itself, so that no message is needed for a job to run.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_init, worker_process_shutdown
+from celery.signals import (
+    worker_process_init,
+    worker_process_shutdown,
+    worker_shutting_down,
+)
 
 from service.database import Database
 from service.ids import new_id
@@ -22,6 +27,7 @@ from service.worker.supervisor import runner_command
 from service.worker.tasks import RING, Command, Slot
 
 LEAVE_SECONDS = 8.0
+STOP_SECONDS = 12  # below the parent's patience (cli/parent.py)
 
 CONFIGURATION: dict[str, Any] = {
     "task_acks_late": False,  # late acknowledgement runs long tasks twice
@@ -103,6 +109,13 @@ def make_worker(settings: Settings, command: Command = runner_command) -> Celery
         if "slot" in holder:
             holder["slot"].leave(wait_seconds=LEAVE_SECONDS)
 
+    def on_told_to_stop(**_: Any) -> None:
+        # Celery's stop now and then waits for ever when a task has just ended. The kernel's
+        # alarm ends it then: the slot has had its time, its processes die with this one.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(STOP_SECONDS)
+
+    worker_shutting_down.connect(on_told_to_stop, weak=False)
     worker_process_init.connect(on_child_start, weak=False)
     worker_process_shutdown.connect(on_child_stop, weak=False)
     return app

@@ -153,7 +153,7 @@ class TestJobPage:
         for words in (
             "Held-out loss, noised", "Training loss, clipped and noised",
             "Clip norm by LoRA tensor", "Noise share by LoRA tensor", "0.attn.c_attn.A",
-            "ε 3 <span>at δ 1e-6", "Window 6 done", "± 2 standard deviations",
+            "ε 3 <span>at δ 1e-6", "Window 6 done", "± 2 standard errors",
         ):  # fmt: skip
             assert words in html
         assert "Privacy facts" not in html
