@@ -37,7 +37,10 @@ class Raw(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedValue:
-    """A noised, charged number with the std of its noise."""
+    """A noised, charged number with its standard error.
+
+    `std` covers the noise and, for losses, the secret number of patients drawn.
+    """
 
     value: float
     std: float

@@ -46,7 +46,7 @@ class Dot:
 
 @dataclass(frozen=True, kw_only=True)
 class LineChart:
-    """A series over steps, with a band of two standard deviations where noise is known."""
+    """A series over steps, with a band of two standard errors where they are known."""
 
     key: str
     caption: str

@@ -64,7 +64,7 @@ def series(session: Session, job_id: str, *names: str) -> dict[str, dict[str, li
 def with_stds(
     points: Sequence[Point], events: Sequence[JobEvent], value: str, std: str
 ) -> list[Point]:
-    """The points with the noise std that the event of their step states."""
+    """The points with the standard error that the event of their step states."""
     stds = {}
     for event in events:
         data = json.loads(event.data)

@@ -20,7 +20,7 @@ from service.certificates.label import label_facts
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutLoss:
-    """A released, noised loss on patients never trained on, with the std of its noise."""
+    """A released, noised loss on patients never trained on, with its standard error."""
 
     step: int
     value: float
