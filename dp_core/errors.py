@@ -3,6 +3,7 @@
     DpCoreError
     ├── PlanError
     │   ├── PlanInvalid            a plan field has an unacceptable value
+    │   │   └── SamplerNotPoisson  the accounting used here holds for Poisson draws only
     │   ├── PlanViolation          a bound run was asked to leave its plan
     │   ├── LeakyQuantity          a public quantity would be derived from private data
     │   └── CalibrationImpossible  no noise level meets (epsilon, delta)
@@ -12,6 +13,7 @@
     │   ├── TrainableOutsideAdapters
     │   ├── TiedWeights
     │   ├── BatchCoupledModel
+    │   ├── PackedSequences        rows of several patients in one sequence
     │   └── PrecisionTooLow
     ├── BudgetError
     │   ├── BudgetExhausted        the filter holds no further chunk
@@ -22,6 +24,7 @@
     │   ├── StaleAttempt           another attempt owns the job
     │   └── PermitExhausted        noise asked beyond the charged steps
     ├── EngineError
+    │   ├── AdapterReused          an adapter ran twice in one microbatch
     │   ├── GradientMissing
     │   ├── SelfCheckFailed
     │   └── StepFailed             a step broke; carries its index and nothing else
@@ -50,6 +53,10 @@ class PlanInvalid(PlanError):
         self.problem = problem
         self.remedy = remedy
         super().__init__(f"{field}: {problem}. {remedy}".rstrip())
+
+
+class SamplerNotPoisson(PlanInvalid):
+    """Another sampler than Poisson was asked for."""
 
 
 class PlanViolation(PlanError):
@@ -86,6 +93,10 @@ class TiedWeights(UnsupportedError):
 
 class BatchCoupledModel(UnsupportedError):
     """A row's output depends on the other rows of the batch."""
+
+
+class PackedSequences(UnsupportedError):
+    """Rows of several patients would share one sequence."""
 
 
 class PrecisionTooLow(UnsupportedError):
@@ -126,6 +137,13 @@ class PermitExhausted(JournalError):
 
 class EngineError(DpCoreError):
     """The training engine cannot go on."""
+
+
+class AdapterReused(EngineError):
+    """An adapter's backward ran more than once in one microbatch.
+
+    A module used twice would be clipped per use, not per patient.
+    """
 
 
 class GradientMissing(EngineError):

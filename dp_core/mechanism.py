@@ -21,7 +21,7 @@ import numpy as np
 
 from dp_core.errors import InvariantViolation, PlanInvalid, PlanViolation
 from dp_core.events import Component
-from dp_core.plan import Allocation, ClippingPlan, RunPlan
+from dp_core.plan import Allocation, ClipFactor, ClippingPlan, ClipRule, RunPlan
 from dp_core.ports import GroupActions
 
 # Covers rounding of norm, factor and product for groups of up to 1e7 coordinates (G11).
@@ -68,6 +68,13 @@ class StepSettings:
     loss_std: float
     loss_cap: float
     noise_multiplier: str  # the level that is charged
+    rule: ClipRule = "per_group"
+    factor: ClipFactor = "clip"
+
+    @property
+    def whitening_weights(self) -> tuple[float, ...]:
+        """w_k = C_k / sqrt(share_k): noise std per group in units of the step's noise (G9)."""
+        return tuple(c / math.sqrt(p) for c, p in zip(self.clip_norms, self.shares, strict=True))
 
     def components(self) -> tuple[Component, ...]:
         """Every noised part of a step, as it goes to the journal: groups, bits, loss."""
@@ -215,6 +222,8 @@ def _settings(
         loss_std=up32(sigma * cap / 2 / math.sqrt(telemetry - bits)),
         loss_cap=cap,
         noise_multiplier=level,
+        rule=plan.clipping.rule,
+        factor=plan.clipping.factor,
     )
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from dp_core.errors import PlanInvalid
+from dp_core.errors import PlanInvalid, SamplerNotPoisson
 from dp_core.events import PoissonGaussian, canonical_digest, decimal_of
 
 FORMAT_VERSION = 1
@@ -22,6 +22,20 @@ Unit = Literal["patient", "record"]
 Mode = Literal["fixed_sigma", "adaptive_sigma"]
 Grouping = Literal["tensor", "pair"]
 Allocation = Literal["least_energy", "equal_budget", "equal_noise"]
+ClipRule = Literal["per_group", "whitened"]
+ClipFactor = Literal["clip", "auto_s", "psac"]
+SumDtype = Literal["float32", "float64"]
+Engine = Literal["one_backward", "opacus_hooks"]
+Checkpointing = Literal["off", "reentrant", "non_reentrant"]
+BaseDtype = Literal["float32", "bfloat16", "8bit", "4bit"]
+
+
+_CLOSED_SETS: dict[str, tuple[str, ...]] = {
+    "grouping": get_args(Grouping),
+    "rule": get_args(ClipRule),
+    "factor": get_args(ClipFactor),
+    "allocation": get_args(Allocation),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +47,8 @@ class ClippingPlan:
     """
 
     grouping: Grouping = "tensor"
+    rule: ClipRule = "per_group"
+    factor: ClipFactor = "clip"  # of the per-group rule
     allocation: Allocation = "least_energy"
     clip_norm: str = "0.05"
     clip_min: str = "0.0001"
@@ -45,8 +61,13 @@ class ClippingPlan:
         values = {
             f.name: decimal_of(getattr(self, f.name), field=f.name)
             for f in dataclasses.fields(self)
-            if f.name not in {"grouping", "allocation"}
+            if f.name not in {"grouping", "rule", "factor", "allocation"}
         }
+        for name, offered in _CLOSED_SETS.items():
+            if getattr(self, name) not in offered:
+                raise PlanInvalid(name, f"not one of {', '.join(offered)}")
+        if self.rule == "whitened" and self.factor != "clip":
+            raise PlanInvalid("factor", "whitened clipping has the factor 'clip' only")
         if not 0 < values["clip_min"] <= values["clip_norm"] <= values["clip_max"]:
             raise PlanInvalid("clip_norm", "needs 0 < clip_min <= clip_norm <= clip_max")
         if not 0 < values["target_fraction"] < 1:
@@ -166,6 +187,7 @@ class RunPlan:
     optimizer: OptimizerPlan = OptimizerPlan()
     rows_per_patient_max: int = 1
     tokens_per_row: int = 256
+    sum_dtype: SumDtype = "float32"  # of the un-noised sums (G12)
     noise_source: str = "os_entropy"
     sampler: str = "poisson"
     seed: int  # adapter initialisation and controller exploration; never noise or sampling
@@ -193,7 +215,13 @@ class RunPlan:
         if self.relation != "add_remove":
             raise PlanInvalid("relation", "only add_remove is supported")
         if self.sampler != "poisson":
-            raise PlanInvalid("sampler", "only Poisson sampling has the accounting used here")
+            raise SamplerNotPoisson(
+                "sampler",
+                "only Poisson sampling has the accounting used here",
+                "Use poisson: shuffled, fixed-size and epoch-based batches cost more.",
+            )
+        if self.sum_dtype not in get_args(SumDtype):
+            raise PlanInvalid("sum_dtype", "neither float32 nor float64")
         if self.noise_source not in ("os_entropy", "torch_generator"):
             raise PlanInvalid("noise_source", "unknown")
 
@@ -274,8 +302,31 @@ class RunPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Performance:
-    """Settings that change speed only; none may change a released distribution."""
+    """Settings that change speed and memory only; none may change a released distribution
+    beyond float rounding.
+
+    Raises:
+        PlanInvalid: a value outside its closed set, or a combination that cannot run.
+    """
 
     patients_per_microbatch: int = 8  # Poisson draws waste half a microbatch on average
     device: str = "cpu"
     threads: int | None = None
+    engine: Engine = "one_backward"
+    checkpointing: Checkpointing = "off"  # of activations
+    base_dtype: BaseDtype = "float32"  # of the frozen base model
+    autocast: bool = False  # bf16 arithmetic in the forward and backward pass
+
+    def __post_init__(self) -> None:
+        closed = {"engine": Engine, "checkpointing": Checkpointing, "base_dtype": BaseDtype}
+        for name, offered in closed.items():
+            if getattr(self, name) not in get_args(offered):
+                raise PlanInvalid(name, f"not one of {', '.join(get_args(offered))}")
+        if self.patients_per_microbatch < 1:
+            raise PlanInvalid("patients_per_microbatch", "below 1")
+        if self.engine == "opacus_hooks" and self.checkpointing == "non_reentrant":
+            raise PlanInvalid(
+                "checkpointing",
+                "Opacus' hooks lose their gradients under non-reentrant checkpointing",
+                "Use engine 'one_backward', or checkpointing 'reentrant' or 'off'.",
+            )
