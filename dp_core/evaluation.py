@@ -107,7 +107,7 @@ class HoldOutQuery:
                 rows_per_patient=self._plan.rows_per_patient_max,
                 sampler=self._sampler,
             )
-            losses = raw_patient_losses(model, rows, self._performance.device)
+            losses = raw_patient_losses(model, rows, self._performance)
             total += float(clipped_loss_sum(losses.cpu(), cap, rows.slot_mask, centre))
         model.train(was_training)
         return total

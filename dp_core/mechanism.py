@@ -30,6 +30,7 @@ STD_INFLATION = 1 + 2.0**-20
 SHARE_MIN_OF_EQUAL = 0.1
 CLIP_BIT_SENSITIVITY = 0.5  # of a centred bit (G13)
 GROUP_SIZE_MAX = 10_000_000
+GRID_QUANTA = 2**14  # noise std in quanta of the integer grid (G12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,32 @@ class StepSettings:
     rule: ClipRule = "per_group"
     factor: ClipFactor = "clip"
 
+    @classmethod
+    def flat(cls, clip_norm: float, noise_multiplier: float, *, coordinates: int) -> StepSettings:
+        """One clip over all coordinates and no telemetry: Opacus' DPOptimizer."""
+        return cls.per_layer((clip_norm,), noise_multiplier, sizes=(coordinates,))
+
+    @classmethod
+    def per_layer(
+        cls, clip_norms: Sequence[float], noise_multiplier: float, *, sizes: Sequence[int]
+    ) -> StepSettings:
+        """One clip per layer, equal noise everywhere: Opacus' DPPerLayerOptimizer."""
+        joint = math.sqrt(math.fsum(c * c for c in clip_norms))
+        return cls(
+            layout=GroupLayout(
+                ids=tuple(f"{k:04d}" for k in range(len(sizes))), sizes=tuple(sizes)
+            ),
+            clip_norms=tuple(clip_norms),
+            shares=tuple(
+                (c / joint) ** 2 if joint > 0 else 1 / len(clip_norms) for c in clip_norms
+            ),
+            noise_stds=(noise_multiplier * joint,) * len(clip_norms),
+            bit_std=math.inf,
+            loss_std=math.inf,
+            loss_cap=math.inf,
+            noise_multiplier=repr(noise_multiplier),
+        )
+
     @property
     def whitening_weights(self) -> tuple[float, ...]:
         """w_k = C_k / sqrt(share_k): noise std per group in units of the step's noise (G9)."""
@@ -82,6 +109,8 @@ class StepSettings:
             Component(id=gid, sensitivity=_exact(c * CLIP_INFLATION), std=_exact(s))
             for gid, c, s in zip(self.layout.ids, self.clip_norms, self.noise_stds, strict=True)
         ]
+        if math.isinf(self.bit_std):
+            return tuple(groups)
         bits = [
             Component(id=f"signal:clip_bit:{gid}", sensitivity="0.5", std=_exact(self.bit_std))
             for gid in self.layout.ids

@@ -24,7 +24,7 @@ Grouping = Literal["tensor", "pair"]
 Allocation = Literal["least_energy", "equal_budget", "equal_noise"]
 ClipRule = Literal["per_group", "whitened"]
 ClipFactor = Literal["clip", "auto_s", "psac"]
-SumDtype = Literal["float32", "float64"]
+SumDtype = Literal["float32", "float64", "integer_grid"]
 Engine = Literal["one_backward", "opacus_hooks"]
 Checkpointing = Literal["off", "reentrant", "non_reentrant"]
 BaseDtype = Literal["float32", "bfloat16", "8bit", "4bit"]
@@ -221,7 +221,13 @@ class RunPlan:
                 "Use poisson: shuffled, fixed-size and epoch-based batches cost more.",
             )
         if self.sum_dtype not in get_args(SumDtype):
-            raise PlanInvalid("sum_dtype", "neither float32 nor float64")
+            raise PlanInvalid("sum_dtype", f"not one of {', '.join(get_args(SumDtype))}")
+        if self.sum_dtype == "integer_grid" and self.mode != "adaptive_sigma":
+            raise PlanInvalid(
+                "sum_dtype",
+                "the certificate of a fixed schedule is proven for continuous noise only",
+                "Use adaptive_sigma, whose filter covers the discrete Gaussian, or float64.",
+            )
         if self.noise_source not in ("os_entropy", "torch_generator"):
             raise PlanInvalid("noise_source", "unknown")
 

@@ -169,8 +169,9 @@ def patient_losses(logits: torch.Tensor, rows: PaddedRows) -> torch.Tensor:
     patient's rows, the weights and public values only (L2, L3). A row without targets
     counts 0.
     """
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     per_token = F.cross_entropy(
-        logits.flatten(0, 1).float(), rows.targets.flatten(), ignore_index=IGNORED, reduction="none"
+        precise.flatten(0, 1), rows.targets.flatten(), ignore_index=IGNORED, reduction="none"
     ).view_as(rows.targets)
     counts = (rows.targets != IGNORED).sum(dim=1).clamp(min=1)
     per_row = per_token.sum(dim=1) / counts * rows.row_share

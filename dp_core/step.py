@@ -6,15 +6,19 @@ Raw losses, norms, drawn ids and counts live and die in here. What leaves is a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from opacus.grad_sample.grad_sample_module import GradSampleHooks
 
+from dp_core.engine import CanaryRows, ClippingEngine
 from dp_core.errors import DpCoreError, InvariantViolation, StepFailed
+from dp_core.lora import ClipGroup
 from dp_core.mechanism import StepSettings
-from dp_core.optimizer import PrivateOptimizer, ReleasedStep
+from dp_core.opacus_hooks import OpacusHooksEngine
+from dp_core.per_sample import OneBackwardEngine
 from dp_core.plan import Performance, RunPlan
+from dp_core.plan_optimizer import PlanOptimizer, ReleasedStep
 from dp_core.ports import ChunkPermit
 from dp_core.records import PaddedRows, PatientRecords, patient_losses
 from dp_core.sampling import PoissonSampler, microbatches
@@ -23,15 +27,15 @@ from dp_core.sampling import PoissonSampler, microbatches
 class PrivateStep:
     """Runs the steps of permits on one model, records and optimiser.
 
-    Per-patient gradients come from Opacus' hooks on the LoRA layers; the loss is summed
-    over patients, so row p of a gradient is the gradient of patient p alone (E1).
+    The loss is the sum over patients of their own losses, so what the engine sees of a
+    patient is the gradient of that patient alone (E1).
     """
 
     def __init__(
         self,
         *,
         model: Any,
-        optimizer: PrivateOptimizer,
+        optimizer: PlanOptimizer,
         records: PatientRecords,
         sampler: PoissonSampler,
         plan: RunPlan,
@@ -43,13 +47,14 @@ class PrivateStep:
         self._sampler = sampler
         self._plan = plan
         self._performance = performance
-        self._hooks = attach_hooks(model)
 
-    def close(self) -> None:
-        """Removes the hooks; the model is an ordinary one again."""
-        self._hooks.cleanup()
-
-    def run(self, permit: ChunkPermit, settings: StepSettings, step_index: int) -> ReleasedStep:
+    def run(
+        self,
+        permit: ChunkPermit,
+        settings: StepSettings,
+        step_index: int,
+        canaries: CanaryRows | None = None,
+    ) -> ReleasedStep:
         """Takes one charged step and returns what it released.
 
         Raises:
@@ -57,47 +62,58 @@ class PrivateStep:
             StepFailed: anything from the data path, without its text or cause.
         """
         try:
-            return self._run(permit, settings)
+            return self._run(permit, settings, canaries)
         except (DpCoreError, InvariantViolation):
             raise
         except Exception:
             raise StepFailed(step_index) from None
 
-    def _run(self, permit: ChunkPermit, settings: StepSettings) -> ReleasedStep:
-        self._optimizer.arm(permit, settings)
+    def _run(
+        self, permit: ChunkPermit, settings: StepSettings, canaries: CanaryRows | None
+    ) -> ReleasedStep:
+        optimizer, each = self._optimizer, self._plan.rows_per_patient_max
+        optimizer.arm(permit, settings, canaries)
         raw_drawn = self._sampler.draw().reveal_inside_step()
         for batch in microbatches(raw_drawn, self._performance.patients_per_microbatch):
             rows = self._records.batch(
-                batch.raw_patients,
-                rows_per_patient=self._plan.rows_per_patient_max,
-                sampler=self._sampler,
+                batch.raw_patients, rows_per_patient=each, sampler=self._sampler
             )
-            self._backward(rows)
-            self._optimizer.signal_skip_step(not batch.is_last)
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-        released = self._optimizer.released
+            rows = to_device(rows, self._performance.device)
+            optimizer.open_microbatch(slot_mask=rows.slot_mask, rows_per_patient=each)
+            optimizer.take_losses(summed_backward(self._model, rows, self._performance))
+            optimizer.signal_skip_step(not batch.is_last)
+            optimizer.step()
+            optimizer.zero_grad()
+        released = optimizer.released
         if released is None:
             raise InvariantViolation("The last microbatch released nothing.")
         return released
 
-    def _backward(self, rows: PaddedRows) -> None:
-        device = self._performance.device
-        rows = to_device(rows, device)
-        logits = self._model(input_ids=rows.tokens).logits
-        losses = patient_losses(logits, rows)
-        torch.autograd.backward((losses * rows.slot_mask).sum())
-        self._optimizer.take_microbatch(
-            raw_losses=losses,
-            slot_mask=rows.slot_mask,
-            rows_per_patient=self._plan.rows_per_patient_max,
-        )
 
-
-def attach_hooks(model: Any) -> GradSampleHooks:
-    """Opacus' per-row gradients on every trainable layer; the frozen base is untouched."""
+def make_engine(
+    model: Any, groups: Sequence[ClipGroup], performance: Performance
+) -> ClippingEngine:
+    """The engine `performance` names, attached to the model."""
     model.train()
-    return GradSampleHooks(model, batch_first=True, loss_reduction="sum", strict=False)
+    if performance.engine == "opacus_hooks":
+        return OpacusHooksEngine(model, groups)
+    return OneBackwardEngine(model, groups)
+
+
+def summed_backward(model: Any, rows: PaddedRows, performance: Performance) -> torch.Tensor:
+    """Backward of the sum of patient losses; returns the losses, (P,). Secret."""
+    with arithmetic(performance):
+        logits = model(input_ids=rows.tokens).logits
+    losses = patient_losses(logits, rows)
+    torch.autograd.backward((losses * rows.slot_mask).sum())
+    return losses.detach()
+
+
+def arithmetic(performance: Performance) -> torch.autocast:
+    """bf16 for the base model's products where the job runs under autocast."""
+    return torch.autocast(
+        performance.device.split(":")[0], dtype=torch.bfloat16, enabled=performance.autocast
+    )
 
 
 def to_device(rows: PaddedRows, device: str) -> PaddedRows:
@@ -110,7 +126,9 @@ def to_device(rows: PaddedRows, device: str) -> PaddedRows:
 
 
 @torch.no_grad()
-def raw_patient_losses(model: Any, rows: PaddedRows, device: str) -> torch.Tensor:
+def raw_patient_losses(model: Any, rows: PaddedRows, performance: Performance) -> torch.Tensor:
     """Losses of a forward pass without gradients, (P,). Secret."""
-    rows = to_device(rows, device)
-    return patient_losses(model(input_ids=rows.tokens).logits, rows)
+    rows = to_device(rows, performance.device)
+    with arithmetic(performance):
+        logits = model(input_ids=rows.tokens).logits
+    return patient_losses(logits, rows)

@@ -27,8 +27,8 @@ from dp_core.mechanism import (
     next_references,
 )
 from dp_core.noise import NoiseSource
-from dp_core.optimizer import PrivateOptimizer
 from dp_core.plan import Performance, RunPlan
+from dp_core.plan_optimizer import PlanOptimizer
 from dp_core.ports import (
     CheckpointStore,
     ChunkCharge,
@@ -43,7 +43,7 @@ from dp_core.ports import (
 from dp_core.records import Blocks
 from dp_core.sampling import PoissonSampler
 from dp_core.schedule import AveragedWeights, learning_rate, make_optimizer, rate_factors
-from dp_core.step import PrivateStep
+from dp_core.step import PrivateStep, make_engine
 from dp_core.telemetry import ReleasedValue, WindowTelemetry
 from dp_core.window import WindowStatistics, initial_group_telemetry
 
@@ -84,11 +84,15 @@ class PrivateTraining:
         self.journal, self.checkpoints, self.progress = journal, checkpoints, progress
         self.groups = clip_groups(model, plan.clipping.grouping)
         self.layout = layout_of(self.groups)
-        self.optimizer = PrivateOptimizer(
+        self.engine = make_engine(model, self.groups, performance)
+        self.optimizer = PlanOptimizer(
             make_optimizer(self.groups, plan.optimizer),
             groups=self.groups,
+            engine=self.engine,
             noise_source=noise_source,
             batch_size_expected=plan.batch_size_expected,
+            sum_dtype=plan.sum_dtype,
+            device=performance.device,
         )
         self.step_runner = PrivateStep(
             model=model,
@@ -151,7 +155,7 @@ class PrivateTraining:
             except BudgetError:
                 outcome = "budget_stopped"
                 break
-        self.step_runner.close()
+        self.engine.detach()
         self.averaged.swap_in()
         return TrainingResult(
             outcome=outcome,

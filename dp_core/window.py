@@ -12,7 +12,7 @@ import torch
 
 from dp_core.lora import ClipGroup
 from dp_core.mechanism import StepSettings
-from dp_core.optimizer import ReleasedStep
+from dp_core.plan_optimizer import ReleasedStep
 from dp_core.telemetry import GroupTelemetry, ReleasedValue
 
 
@@ -24,21 +24,26 @@ class WindowStatistics:
     ) -> None:
         self._groups, self._settings = groups, settings
         self._batch = batch_size_expected
-        self._mean = [torch.zeros(g.size) for g in groups]
+        self._total: torch.Tensor | None = None  # of the gradients, flat, on their device
         self._bits = torch.zeros(len(groups))
         self._loss = 0.0
         self._weights_before = [_flat(g) for g in groups]
         self.steps = 0
 
     def add(self, released: ReleasedStep) -> None:
-        for mean, sums in zip(self._mean, released.sums, strict=True):
-            mean += sums.detach().cpu()
+        if self._total is None:
+            self._total = torch.zeros_like(released.gradient)
+        self._total += released.gradient
         self._bits += released.bit_sums
         self._loss += released.loss_sum
         self.steps += 1
 
     def mean_sums(self) -> list[torch.Tensor]:
-        return [m / max(self.steps, 1) for m in self._mean]
+        """Mean z_k over the window's steps, per group, (size_k,) on the CPU."""
+        sizes = [g.size for g in self._groups]
+        if self._total is None:
+            return [torch.zeros(size) for size in sizes]
+        return list(torch.split((self._total / self.steps).float().cpu(), sizes))
 
     def clip_fractions(self) -> list[float]:
         """Noised shares of patients with norm <= C_k, by the public divisor (G15)."""

@@ -136,6 +136,7 @@ def _model(work: Work, plan: RunPlan, performance: Performance) -> tuple[Any, An
         clip_groups(model, plan.clipping.grouping),
         vocabulary=vocabulary,
         seed=secrets.randbelow(2**31),
+        performance=performance,
     )
     return model, tokenizer
 

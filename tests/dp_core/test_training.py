@@ -69,7 +69,7 @@ def exact_loss(model: Any, blocks: Blocks) -> float:
     sampler = PoissonSampler(sampling_probability="1", raw_population_size=1)
     everyone = np.arange(blocks.training.raw_size)
     rows = blocks.training.batch(everyone, rows_per_patient=1, sampler=sampler)
-    return float(raw_patient_losses(model, rows, "cpu").mean())
+    return float(raw_patient_losses(model, rows, Performance()).mean())
 
 
 def describe(seen: WindowTelemetry) -> Any:
@@ -354,7 +354,7 @@ class TestTaint:
         seen = run.progress.windows[-1].telemetry
         assert isinstance(seen.loss, ReleasedValue)
         # std of the noise alone, over the window's two steps
-        alone = run.training.optimizer._armed().loss_std / run.plan.batch_size_expected / 2**0.5
+        alone = run.training.optimizer.settings.loss_std / run.plan.batch_size_expected / 2**0.5
         assert seen.loss.std > alone, "the unknown number drawn is part of the error"
         for group in seen.groups:
             assert isinstance(group.clip_fraction, ReleasedValue)
