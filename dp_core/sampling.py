@@ -13,11 +13,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
 
 from dp_core.errors import PlanInvalid
+from dp_core.events import decimal_of
 from dp_core.telemetry import Raw
 
 
@@ -28,21 +30,28 @@ class EntropySource(Protocol):
 
 
 class PoissonSampler:
-    """Independent inclusion of each of `raw_population_size` patients at rate q."""
+    """Independent inclusion of each of `raw_population_size` patients at rate q.
+
+    Draws and row choice read two streams (N4). Both are the kernel's in production; tests
+    may pass their own. There is no seed.
+    """
 
     def __init__(
         self,
         *,
         sampling_probability: str,
         raw_population_size: int,
-        entropy: EntropySource | None = None,
+        entropy: EntropySource = os.urandom,
+        row_entropy: EntropySource = os.urandom,
     ) -> None:
-        rate = Decimal(sampling_probability)
+        rate = decimal_of(sampling_probability, field="sampling_probability")
         if not 0 < rate <= 1:
             raise PlanInvalid("sampling_probability", "outside (0, 1]")
-        self._threshold = np.uint64(int(rate * 2**53))
+        # Exact, then rounded down: a Decimal product of many digits would round up.
+        self._threshold = np.uint64(int(Fraction(rate) * 2**53))
         self._raw_size = raw_population_size
-        self._entropy: EntropySource = entropy or os.urandom
+        self._entropy = entropy
+        self._row_entropy = row_entropy
 
     def draw(self) -> Raw[np.ndarray]:
         """Indices of the patients of one step. Secret, its length included."""
@@ -53,7 +62,7 @@ class PoissonSampler:
         """`count` of `raw_choices` row positions, uniform without replacement (L6)."""
         if raw_choices <= count:
             return np.arange(raw_choices)
-        keys = np.frombuffer(self._entropy(8 * raw_choices), dtype=np.uint64)
+        keys = np.frombuffer(self._row_entropy(8 * raw_choices), dtype=np.uint64)
         return np.sort(np.argsort(keys, kind="stable")[:count])
 
 
