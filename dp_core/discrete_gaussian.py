@@ -5,7 +5,7 @@ exactly, given uniform entropy. Every accept or reject compares integers; no flo
 number takes part. Canonne, Kamath, Steinke 2004.00010: Algorithm 1 (`bernoulli_exp`),
 Algorithm 2 (`_discrete_laplace`), Algorithm 3 (`discrete_gaussian`), vectorised.
 
-Use. A group with noise std s_k has the public quantum gamma_k = s_k / NOISE_QUANTA. Clipped
+Use. A group with noise std s_k has the public quantum gamma_k = s_k / GRID_QUANTA. Clipped
 rows are rounded towards zero to multiples of it, so no norm grows and the bound C_k holds
 without inflation; V is their int64 sum, in quanta, and gamma_k (V + N) is released.
 
@@ -27,7 +27,7 @@ sinh((alpha - 1/2) t) / sinh(t/2) at t = log u is even and grows with |t|; a b >
 |log b| <= log a, hence h(a) + L h(b) >= 0.
 
 A1 grows with |mu|, and over all groups |mu|^2 <= sum_k (C_k / gamma_k)^2 =
-(NOISE_QUANTA / noise_multiplier)^2 (G2). Other patients shift both laws by the same integer
+(GRID_QUANTA / noise_multiplier)^2 (G2). Other patients shift both laws by the same integer
 vector, which changes no divergence; the mixture over who else is drawn is covered by
 quasi-convexity, as for the continuous Gaussian.
 
@@ -42,9 +42,9 @@ import os
 import numpy as np
 
 from dp_core.errors import InvariantViolation
+from dp_core.mechanism import GRID_QUANTA
 from dp_core.sampling import EntropySource
 
-NOISE_QUANTA = 2**14  # std of the noise of every group, in quanta
 SIGMA_MAX = 2**16  # keeps (2 sigma^2 k) 2^16 below 2^63 in every round k that can be reached
 _WORD_BITS = 16
 _BLOCK = 1 << 15
@@ -53,7 +53,7 @@ _MAGNITUDE_MAX = 2**31  # its square still fits; beyond it with probability < ex
 
 
 def discrete_gaussian(
-    length: int, entropy: EntropySource = os.urandom, *, sigma: int = NOISE_QUANTA
+    length: int, entropy: EntropySource = os.urandom, *, sigma: int = GRID_QUANTA
 ) -> np.ndarray:
     """Independent draws with parameter sigma^2; int64, shape (length,).
 

@@ -88,7 +88,7 @@ class NoiseSource(ABC):
     def draw_integers(self, permit: ChunkPermit, length: int) -> torch.Tensor:
         """The noise of one step on an integer grid: int64, shape (length,).
 
-        Discrete Gaussian of std `discrete_gaussian.NOISE_QUANTA`; consumes a step as
+        Discrete Gaussian of std `mechanism.GRID_QUANTA`; consumes a step as
         `draw` does.
 
         Raises:

@@ -20,13 +20,13 @@ from scipy import stats
 
 from dp_core.accounting import rdp_per_step
 from dp_core.discrete_gaussian import (
-    NOISE_QUANTA,
     SIGMA_MAX,
     bernoulli,
     bernoulli_exp,
     discrete_gaussian,
 )
 from dp_core.errors import InvariantViolation
+from dp_core.mechanism import GRID_QUANTA
 from dp_core.sampling import EntropySource
 from tests.dp_core.noise_checks import noise_failures
 
@@ -119,13 +119,13 @@ class TestDiscreteGaussian:
     def test_at_the_std_of_the_grid_it_is_the_gaussian_rounded(self) -> None:
         """The NOISE row at 2^14; false alarm 1e-3. Between them lies less than 1e-9."""
         drawn = [torch.from_numpy(discrete_gaussian(100_000, seeded(seed))) for seed in range(1, 5)]
-        assert noise_failures(drawn, [float(NOISE_QUANTA)] * 4) == []
+        assert noise_failures(drawn, [float(GRID_QUANTA)] * 4) == []
 
     def test_moments_and_parity_at_the_std_of_the_grid(self) -> None:
         """4.5 sigma on mean, square, fourth power and odd values; false alarm 3e-5."""
         count = 1_000_000
         drawn = discrete_gaussian(count, seeded(9))
-        unit = drawn / NOISE_QUANTA
+        unit = drawn / GRID_QUANTA
         for power, mean, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
             assert abs((unit**power).mean() - mean) < 4.5 * math.sqrt(variance / count)
         assert abs((drawn % 2).mean() - 0.5) < 4.5 * 0.5 / math.sqrt(count)

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from dp_core.discrete_gaussian import NOISE_QUANTA
 from dp_core.errors import PermitExhausted, PlanInvalid, PlanViolation
+from dp_core.mechanism import GRID_QUANTA
 from dp_core.noise import (
     NoiseSource,
     OsEntropySource,
@@ -68,7 +68,7 @@ class TestLaw:
             return [source.draw_integers(charged, LONG) for _ in range(3)]
 
         assert steps()[0].dtype == torch.int64
-        assert_noise(steps, [float(NOISE_QUANTA)] * 3)
+        assert_noise(steps, [float(GRID_QUANTA)] * 3)
 
     @pytest.mark.parametrize("name", PRODUCTION)
     def test_two_sources_share_nothing(self, name: str) -> None:
