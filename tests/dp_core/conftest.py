@@ -1,4 +1,4 @@
-"""Tiny random models, public rows and plans for the engine's tests."""
+"""Public rows and plans for the engine's tests; the models are in `models.py`."""
 
 from __future__ import annotations
 
@@ -8,65 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from dp_core.lora import attach_adapters
 from dp_core.plan import AdapterPlan, RunPlan
 from dp_core.planner import PlanRequest, make_run_plan
 from dp_core.records import Blocks, load_blocks
+from tests.dp_core.models import VOCABULARY, adapted, tiny_gpt2, tiny_llama
 
-VOCABULARY = 61
+__all__ = ["SPLIT_KEY", "VOCABULARY", "adapted", "blocks", "make_plan", "tiny_gpt2", "tiny_llama"]
+
 SPLIT_KEY = b"k" * 32
-
-
-def tiny_gpt2() -> Any:
-    """Conv1D linear layers, as GPT-2 has them."""
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY,
-            n_positions=32,
-            bos_token_id=0,
-            eos_token_id=1,
-            n_embd=16,
-            n_layer=2,
-            n_head=2,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        )
-    ).requires_grad_(False)
-
-
-def tiny_llama() -> Any:
-    """nn.Linear layers and grouped key-value heads."""
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=32,
-        )
-    ).requires_grad_(False)
-
-
-MODELS = {"gpt2": tiny_gpt2, "llama": tiny_llama}
-
-
-def adapted(kind: str, *, rank: int = 3) -> Any:
-    """The tiny model with adapters whose B is random, so that A has a gradient too."""
-    model = attach_adapters(MODELS[kind](), AdapterPlan(r=rank, alpha=2 * rank), seed=3)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
 
 
 class WordTokenizer:
