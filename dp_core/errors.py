@@ -14,7 +14,9 @@
     │   ├── TiedWeights
     │   ├── BatchCoupledModel
     │   ├── PackedSequences        rows of several patients in one sequence
-    │   └── PrecisionTooLow
+    │   ├── PrecisionTooLow
+    │   ├── UnsupportedBaseModel       files that are no plain base model, or other files
+    │   └── QuantisationUnavailable    8-bit or 4-bit weights cannot be had here
     ├── BudgetError
     │   ├── BudgetExhausted        the filter holds no further chunk
     │   └── StepsExhausted         steps_started_max reached
@@ -101,6 +103,14 @@ class PackedSequences(UnsupportedError):
 
 class PrecisionTooLow(UnsupportedError):
     """Adapter tensors or sums are below float32."""
+
+
+class UnsupportedBaseModel(UnsupportedError):
+    """A directory that is no plain base model: pickles, code, an adapter, or other files."""
+
+
+class QuantisationUnavailable(UnsupportedError):
+    """The 8-bit or 4-bit base that was asked for cannot be had on this machine."""
 
 
 class BudgetError(DpCoreError):

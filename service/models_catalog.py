@@ -7,26 +7,16 @@ address, and nothing is fetched.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from dp_core.model_files import CONFIG_NAME, WEIGHTS_PATTERN, model_digest, sha256_of
 from service.demo import models as packaged
 from service.settings import Settings
 
-CONFIG_NAME = "config.json"
-TOKENIZER_NAMES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-)
-WEIGHTS_PATTERN = "*.safetensors"
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "seq_length")
-CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +72,7 @@ def _entry(name: str, directory: Path, owner: str) -> BaseModelEntry:
     return BaseModelEntry(
         id=name,
         directory=directory,
-        digest=_digest(directory),
+        digest=model_digest(directory, _cached_digest),
         context_tokens=_context_tokens(config),
         created_at=int(config.stat().st_mtime),
         owned_by=owner,
@@ -95,24 +85,12 @@ def _context_tokens(config: Path) -> int:
     return next((int(values[name]) for name in CONTEXT_NAMES if values.get(name)), 0)
 
 
-def _digest(directory: Path) -> str:
-    """SHA-256 over the lines `<sha256 of file>  <name>` of the files that make the model."""
-    names = [CONFIG_NAME, *TOKENIZER_NAMES]
-    files = [path for name in names if (path := directory / name).is_file()]
-    files += directory.glob(WEIGHTS_PATTERN)
-    lines = []
-    for path in sorted(files, key=lambda file: file.name):
-        status = path.stat()
-        digest = _file_digest(path, status.st_size, status.st_mtime_ns)
-        lines.append(f"{digest}  {path.name}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def _cached_digest(path: Path) -> str:
+    status = path.stat()
+    return _file_digest(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
 def _file_digest(path: Path, _size: int, _changed_ns: int) -> str:
     """Read again only when size or time of change differ."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return sha256_of(path)
