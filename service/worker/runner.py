@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from controller.factory import make_policy
 from dp_core.artifact import save_adapter
+from dp_core.base_model import load_base
 from dp_core.certificate import job_claim
 from dp_core.errors import (
     CheckpointMismatch,
@@ -37,7 +38,7 @@ from dp_core.errors import (
     UnsupportedError,
 )
 from dp_core.events import canonical_digest
-from dp_core.lora import attach_adapters, clip_groups, load_base
+from dp_core.lora import attach_adapters, clip_groups
 from dp_core.noise import OsEntropySource
 from dp_core.plan import Performance, RunPlan
 from dp_core.records import Blocks, load_blocks
