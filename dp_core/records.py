@@ -7,8 +7,10 @@ patients exist, how many, and how many rows they have is secret.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,19 +37,43 @@ class PaddedRows:
 
 
 class PatientRecords:
-    """Tokenised rows of one block's patients, drawn by index."""
+    """Tokenised rows of one block's patients, drawn by index.
+
+    All tokens lie in one array, since an object for each row costs more than its tokens: row
+    j is `tokens[row_starts[j]:row_starts[j + 1]]`, and patient i owns the rows
+    `patient_starts[i]` to `patient_starts[i + 1] - 1`. A patient may own none: drawn like any
+    other, they fill a slot with padding, and their loss and gradient are zero.
+    """
 
     def __init__(
-        self, *, raw_rows: list[list[np.ndarray]], tokens_per_row: int, pad_id: int
+        self,
+        *,
+        raw_rows: Iterable[Sequence[np.ndarray]],  # per patient, int32 tokens of each row
+        tokens_per_row: int,
+        pad_id: int,
     ) -> None:
-        self._raw_rows = raw_rows
+        tokens, row_ends, patient_ends = array("i"), array("q", [0]), array("q", [0])
+        for rows in raw_rows:
+            for row in rows:
+                tokens.frombytes(np.asarray(row, dtype=np.int32).tobytes())
+                row_ends.append(len(tokens))
+            patient_ends.append(len(row_ends) - 1)
+        self._raw_tokens = np.asarray(tokens, dtype=np.int32)
+        self._raw_row_starts = np.asarray(row_ends, dtype=np.int64)
+        self._raw_patient_starts = np.asarray(patient_ends, dtype=np.int64)
         self._length = tokens_per_row
         self._pad_id = pad_id
 
     @property
     def raw_size(self) -> int:
         """Number of patients. Secret: only the sampler may ask."""
-        return len(self._raw_rows)
+        return len(self._raw_patient_starts) - 1
+
+    def raw_rows_of(self, raw_patient: int) -> list[np.ndarray]:
+        """The rows of one patient. Secret, their number included."""
+        first, end = self._raw_patient_starts[raw_patient : raw_patient + 2]
+        starts = self._raw_row_starts[first : end + 1]
+        return [self._raw_tokens[a:b] for a, b in itertools.pairwise(starts)]
 
     def batch(
         self, raw_patients: np.ndarray, *, rows_per_patient: int, sampler: PoissonSampler
@@ -61,7 +87,7 @@ class PatientRecords:
         for slot, patient in enumerate(raw_patients):
             if patient < 0:
                 continue
-            rows = self._raw_rows[patient]
+            rows = self.raw_rows_of(int(patient))
             picked = sampler.pick(len(rows), rows_per_patient)
             mask[slot] = 1.0
             for offset, choice in enumerate(picked):
@@ -95,17 +121,18 @@ def load_blocks(
     Raises:
         RecordsUnreadable: another digest, or not the documented lines. No content is named.
     """
-    patients = _tokenized(path, expected_sha256, tokenizer, tokens_per_row)
+    found = _tokenized(path, expected_sha256, tokenizer, tokens_per_row)
     pad_id = pad_token_id(tokenizer)
-    held_out: list[list[np.ndarray]] = []
-    trained: list[list[np.ndarray]] = []
-    for patient_id, rows in patients.items():
+    held_out: list[int] = []
+    trained: list[int] = []
+    for patient_id, patient in found.raw_patients.items():
         to_validation = validation_fraction is not None and is_validation_patient(
             split_key, patient_id, validation_fraction
         )
-        (held_out if to_validation else trained).append(rows)
+        (held_out if to_validation else trained).append(patient)
 
-    def block(rows: list[list[np.ndarray]]) -> PatientRecords:
+    def block(patients: list[int]) -> PatientRecords:
+        rows = found.raw_rows_by_patient(patients)
         return PatientRecords(raw_rows=rows, tokens_per_row=tokens_per_row, pad_id=pad_id)
 
     return Blocks(
@@ -122,44 +149,85 @@ def pad_token_id(tokenizer: Any) -> int:
     return 0
 
 
+class _RowsInFileOrder:
+    """Rows as they come from the file, in which a patient's notes may lie apart."""
+
+    def __init__(self) -> None:
+        self.raw_patients: dict[str, int] = {}
+        self._tokens = array("i")
+        self._row_ends = array("q", [0])
+        self._owners = array("q")
+
+    def add(self, patient_id: str, windows: Iterable[Sequence[int]]) -> None:
+        """Takes the windows of one record; a record without any still makes its patient."""
+        patient = self.raw_patients.setdefault(patient_id, len(self.raw_patients))
+        for window in windows:
+            self._tokens.extend(window)
+            self._row_ends.append(len(self._tokens))
+            self._owners.append(patient)
+
+    def raw_rows_by_patient(self, raw_patients: Iterable[int]) -> Iterator[list[np.ndarray]]:
+        """The rows of each patient asked for, in file order."""
+        tokens = np.asarray(self._tokens, dtype=np.int32)
+        owners = np.asarray(self._owners, dtype=np.int64)
+        order = np.argsort(owners, kind="stable")
+        bounds = np.searchsorted(owners[order], np.arange(len(self.raw_patients) + 1))
+        for patient in raw_patients:
+            rows = order[bounds[patient] : bounds[patient + 1]]
+            yield [tokens[self._row_ends[row] : self._row_ends[row + 1]] for row in rows]
+
+
 def _tokenized(
     path: Path, expected_sha256: str, tokenizer: Any, tokens_per_row: int
-) -> dict[str, list[np.ndarray]]:
-    patients: dict[str, list[np.ndarray]] = {}
+) -> _RowsInFileOrder:
+    """Reads the file once, so that what was hashed is what was tokenised."""
+    found, digest = _RowsInFileOrder(), hashlib.sha256()
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as stream:
+            while lines := list(itertools.islice(stream, _TOKENIZE_BATCH)):
+                for line in lines:
+                    digest.update(line)
+                records = [_record(line) for line in lines if line.strip()]
+                _tokenize(found, records, tokenizer, tokens_per_row)
     except OSError:
         raise RecordsUnreadable("The dataset version's file cannot be read.") from None
-    if hashlib.sha256(raw).hexdigest() != expected_sha256:
-        raise RecordsUnreadable("The dataset version's file has another digest than registered.")
-    try:
-        records = [json.loads(line) for line in raw.splitlines() if line]
-        for batch in _batches(records):
-            encoded = tokenizer([r["text"] for r in batch], add_special_tokens=False)["input_ids"]
-            for record, ids in zip(batch, encoded, strict=True):
-                windows = _windows(ids, tokenizer, tokens_per_row)
-                patients.setdefault(str(record["unit"]), []).extend(windows)
     except (ValueError, KeyError, TypeError):
         raise RecordsUnreadable("The dataset version holds a line that is not a record.") from None
-    return patients
+    if digest.hexdigest() != expected_sha256:
+        raise RecordsUnreadable("The dataset version's file has another digest than registered.")
+    return found
 
 
-def _batches(records: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    for start in range(0, len(records), _TOKENIZE_BATCH):
-        yield records[start : start + _TOKENIZE_BATCH]
+def _record(line: bytes) -> tuple[str, str]:
+    document = json.loads(line)
+    unit, text = document["unit"], document["text"]
+    # Records without an id would become one patient, whose clip then covers many people.
+    if not (isinstance(unit, str) and unit and isinstance(text, str)):
+        raise ValueError
+    return unit, text
 
 
-def _windows(ids: Iterable[int], tokenizer: Any, tokens_per_row: int) -> list[np.ndarray]:
+def _tokenize(
+    found: _RowsInFileOrder, records: list[tuple[str, str]], tokenizer: Any, tokens_per_row: int
+) -> None:
+    if not records:
+        return
+    encoded = tokenizer([text for _, text in records], add_special_tokens=False)["input_ids"]
+    for (patient_id, _), ids in zip(records, encoded, strict=True):
+        found.add(patient_id, _windows(ids, tokenizer, tokens_per_row))
+
+
+def _windows(ids: Iterable[int], tokenizer: Any, tokens_per_row: int) -> list[list[int]]:
     """Windows of at most L tokens of one record; each continues where the last ended.
 
     Consecutive windows share one token, so that every token but the first is a target once.
+    A record of less than two tokens has nothing to predict and gives no window.
     """
     start = tokenizer.bos_token_id
     end = tokenizer.eos_token_id
     tokens = [*([] if start is None else [start]), *ids, *([] if end is None else [end])]
-    stride = tokens_per_row - 1
-    starts = range(0, max(len(tokens) - 1, 1), stride)
-    return [np.asarray(tokens[s : s + tokens_per_row], dtype=np.int32) for s in starts]
+    starts = range(0, len(tokens) - 1, tokens_per_row - 1)
+    return [tokens[s : s + tokens_per_row] for s in starts]
 
 
 def patient_losses(logits: torch.Tensor, rows: PaddedRows) -> torch.Tensor:

@@ -53,7 +53,7 @@ class TestLoading:
 
         blocks = load(path, hashlib.sha256(content).hexdigest())
         assert blocks.training.raw_size == 1  # type: ignore[attr-defined]
-        (rows,) = blocks.training._raw_rows  # type: ignore[attr-defined]
+        rows = blocks.training.raw_rows_of(0)  # type: ignore[attr-defined]
         assert all(len(r) <= 8 for r in rows)
         targets = [t for row in rows for t in row[1:]]
         tokens = WordTokenizer()([text], add_special_tokens=False)["input_ids"][0]

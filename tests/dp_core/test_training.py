@@ -318,7 +318,8 @@ class TestReplay:
 def without_a_patient(blocks: Blocks) -> Blocks:
     from dp_core.records import PatientRecords
 
-    raw = blocks.training._raw_rows[1:]
+    training = blocks.training
+    raw = [training.raw_rows_of(patient) for patient in range(1, training.raw_size)]
     return Blocks(
         training=PatientRecords(raw_rows=raw, tokens_per_row=16, pad_id=2),
         validation=blocks.validation,
