@@ -8,6 +8,7 @@ the per-patient bound holds for whatever gradients the frozen base gives (E5, G1
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ def _quantisation(performance: Performance) -> BitsAndBytesConfig:
             "installed. Install the 'gpu' extra of this package, or use base_dtype 'bfloat16'."
         )
     if performance.base_dtype == "8bit":
+        # It logs a line for each product, whose number tells how many rows were drawn (R1).
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     return BitsAndBytesConfig(
         load_in_4bit=True,
