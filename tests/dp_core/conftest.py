@@ -12,11 +12,12 @@ import pytest
 from dp_core.plan import AdapterPlan, RunPlan
 from dp_core.planner import PlanRequest, make_run_plan
 from dp_core.records import Blocks, load_blocks
-from tests.dp_core.models import VOCABULARY, adapted, tiny_gpt2, tiny_llama
+from tests.dp_core.models import FAMILIES, VOCABULARY, adapted, tiny_gpt2, tiny_llama
 
-__all__ = ["SPLIT_KEY", "VOCABULARY", "adapted", "blocks", "make_plan", "tiny_gpt2", "tiny_llama"]
+__all__ = ["MODELS", "VOCABULARY", "adapted", "tiny_gpt2", "tiny_llama"]
 
 SPLIT_KEY = b"k" * 32
+MODELS = FAMILIES
 
 
 class WordTokenizer:

@@ -137,7 +137,7 @@ class TestQuantised:
         check_supported(adapted)
         groups = clip_groups(adapted)
         assert {p.dtype for g in groups for p in g.parameters} == {torch.float32}
-        check_engine(adapted, groups, vocabulary=VOCABULARY, seed=1)
+        check_engine(adapted, groups, vocabulary=VOCABULARY, seed=1, performance=performance)
         assert "MatMul8bitLt" not in caplog.text, "a line for each product tells their number"
 
 

@@ -11,6 +11,7 @@ from transformers import MixtralConfig, Qwen2MoeConfig
 from dp_core.errors import TrainableOutsideAdapters, UnsupportedAdapter
 from dp_core.lora import attach_adapters, clip_groups, layout_of
 from dp_core.plan import AdapterPlan
+from dp_core.selfcheck import check_engine
 from tests.dp_core.models import COMMON, FAMILIES, VOCABULARY, adapted, build
 
 ATTENTION = ("self_attn.k_proj", "self_attn.o_proj", "self_attn.q_proj", "self_attn.v_proj")
@@ -118,6 +119,11 @@ class TestAttach:
         with_adapters = model(input_ids=tokens).logits
         merged = model.merge_and_unload().eval()(input_ids=tokens).logits
         assert torch.allclose(with_adapters, merged, atol=1e-5)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_the_engine_proves_itself_on_every_family(self, family: str) -> None:
+        model = adapted(family)
+        check_engine(model, clip_groups(model), vocabulary=VOCABULARY, seed=1)
 
     def test_named_targets(self) -> None:
         plan = AdapterPlan(r=3, alpha=6, target_modules=("q_proj", "up_proj"))

@@ -27,10 +27,11 @@ from dp_core.errors import (
 )
 from dp_core.lora import clip_groups
 from dp_core.noise import SeededSource
-from dp_core.optimizer import PrivateOptimizer
-from dp_core.plan import OptimizerPlan, RunPlan
+from dp_core.plan import OptimizerPlan, Performance, RunPlan
+from dp_core.plan_optimizer import PlanOptimizer
 from dp_core.schedule import make_optimizer
 from dp_core.selfcheck import check_engine
+from dp_core.step import make_engine
 from dp_core.submission import check_adapter_config, check_training_settings
 from tests.dp_core.models import VOCABULARY, adapted, tiny_llama
 
@@ -128,10 +129,12 @@ def low_precision() -> None:
 
 
 def written_on_a_bound_run() -> None:
-    groups = clip_groups(adapted("llama"))
-    bound = PrivateOptimizer(
+    model = adapted("llama")
+    groups = clip_groups(model)
+    bound = PlanOptimizer(
         make_optimizer(groups, OptimizerPlan()),
         groups=groups,
+        engine=make_engine(model, groups, Performance()),
         noise_source=SeededSource(1),
         batch_size_expected=10,
     )
