@@ -129,9 +129,13 @@ def _performance() -> Performance:
 
 def _model(work: Work, plan: RunPlan, performance: Performance) -> tuple[Any, Any]:
     """The adapted model, proven on public rows before any private row is read."""
-    base, tokenizer = load_base(Path(work.model_dir))
+    base, tokenizer = load_base(
+        Path(work.model_dir), performance, expected_digest=plan.base_model_digest
+    )
     vocabulary = int(base.config.vocab_size)
-    model = attach_adapters(base, plan.adapter, seed=plan.seed).to(performance.device)
+    model = attach_adapters(base, plan.adapter, seed=plan.seed, performance=performance).to(
+        performance.device
+    )
     check_engine(
         model,
         clip_groups(model, plan.clipping.grouping),

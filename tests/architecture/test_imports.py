@@ -37,6 +37,8 @@ TORCH_FREE_CORE = {
         "ports",
         "telemetry",
         "certificate",
+        "model_files",
+        "submission",
     ]
 }
 EDGES = ("app", "cli", "dashboard", "demo", "dispatcher", "worker")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -19,6 +20,7 @@ import pytest
 from safetensors.torch import load_file
 from sqlalchemy import select, update
 
+from dp_core.model_files import model_digest
 from dp_core.plan import AdapterPlan, RunPlan
 from dp_core.planner import PlanRequest, make_run_plan
 from service.certificates.models import Certificate
@@ -53,7 +55,7 @@ def small_plan(version: str, controller: str) -> RunPlan:
             adapter=AdapterPlan(r=2, alpha=4),
             seed=11,
             controller_type=controller,
-            base_model_digest="0" * 64,
+            base_model_digest=model_digest(models.path()),
             dataset_version=version,
         )
     )
@@ -206,5 +208,21 @@ def test_a_changed_dataset_is_refused_before_a_charge(
     _, errors = trainer.communicate(timeout=120)
     assert trainer.returncode == ExitCode.DATA_UNREADABLE
     assert b"SECRETNOTE" not in errors
+    with world.db.reading() as session:
+        assert ledger.position(session, job_id=job_id, epoch=1).steps_started == 0
+
+
+def test_a_base_model_other_than_planned_is_refused_before_a_charge(
+    world: lw.World, settings: Settings, tmp_path: Path
+) -> None:
+    job_id = queue_real_job(world, tmp_path, controller="reference")
+    other = tmp_path / "model"
+    shutil.copytree(models.path(), other)
+    (other / "tokenizer_config.json").write_text("{}")
+    with world.db.transaction() as session:
+        session.get_one(Job, job_id).model_dir = str(other)
+    trainer = start_trainer(settings, claimed(world, job_id))
+    trainer.communicate(timeout=120)
+    assert trainer.returncode == ExitCode.MODEL_REFUSED
     with world.db.reading() as session:
         assert ledger.position(session, job_id=job_id, epoch=1).steps_started == 0
