@@ -44,8 +44,7 @@ def job_claim(
             "prv_epsilon_upper": second_opinion,
         },
         "limits": [
-            "float32 summation and rounding are bounded by inflated clips and stds, "
-            "not removed (privacy.md G12)",
+            _rounding(plan),
             "timing, memory and power are not covered",
             "the number of patients beyond the declared one is not covered",
         ],
@@ -64,6 +63,19 @@ def job_claim(
         },
         "versions": dict(sorted(versions.items())),
     }
+
+
+def _rounding(plan: RunPlan) -> str:
+    """What remains of floating point in the release (privacy.md G12)."""
+    if plan.sum_dtype == "integer_grid":
+        return (
+            "training sums and noise are whole numbers of a public grid; the hold-out loss "
+            "keeps the rounding of a float sum (privacy.md G12)"
+        )
+    return (
+        f"{plan.sum_dtype} summation and rounding are bounded by inflated clips and stds, "
+        "not removed (privacy.md G12)"
+    )
 
 
 def _claim(plan: RunPlan) -> dict[str, Any]:
@@ -85,7 +97,8 @@ def _claim(plan: RunPlan) -> dict[str, Any]:
 
 def _mechanism(plan: RunPlan, layout_digest: str, groups: int, noise_source: str) -> dict[str, Any]:
     return {
-        "clipping": "per_group",
+        "clipping": plan.clipping.rule,
+        "clip_factor": plan.clipping.factor,
         "grouping": plan.clipping.grouping,
         "groups": groups,
         "layout_digest": layout_digest,
@@ -94,7 +107,7 @@ def _mechanism(plan: RunPlan, layout_digest: str, groups: int, noise_source: str
         "released_components": ["noised_gradients", "clip_bits", "clipped_loss"],
         "sampler": plan.sampler,
         "sampling_probability": plan.sampling_probability,
-        "sum_dtype": "float32",
+        "sum_dtype": plan.sum_dtype,
         "telemetry_share": plan.telemetry.share,
     }
 

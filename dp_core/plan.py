@@ -229,7 +229,9 @@ class RunPlan:
                 "Use adaptive_sigma, whose filter covers the discrete Gaussian, or float64.",
             )
         if self.noise_source not in ("os_entropy", "torch_generator"):
-            raise PlanInvalid("noise_source", "unknown")
+            raise PlanInvalid("noise_source", "neither os_entropy nor torch_generator")
+        if self.sum_dtype == "integer_grid" and self.noise_source != "os_entropy":
+            raise PlanInvalid("noise_source", "the integer grid takes noise from os_entropy only")
 
     def _check_counts(self) -> None:
         if self.patients_public < 2:

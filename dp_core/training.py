@@ -16,7 +16,7 @@ import torch
 
 from dp_core.accounting import step_pico
 from dp_core.checkpoint import Snapshot, from_files, to_files
-from dp_core.errors import BudgetError, BudgetExhausted, StepsExhausted
+from dp_core.errors import BudgetError, BudgetExhausted, GradientMissing, StepsExhausted
 from dp_core.evaluation import HoldOutQuery
 from dp_core.lora import clip_groups, layout_of
 from dp_core.mechanism import (
@@ -82,6 +82,7 @@ class PrivateTraining:
     ) -> None:
         self.plan, self.model = plan, model
         self.journal, self.checkpoints, self.progress = journal, checkpoints, progress
+        self.noise_source = noise_source
         self.groups = clip_groups(model, plan.clipping.grouping)
         self.layout = layout_of(self.groups)
         self.engine = make_engine(model, self.groups, performance)
@@ -112,6 +113,7 @@ class PrivateTraining:
         self.step = 0
         self.chunk = -1
         self.previous_means: Sequence[torch.Tensor] | None = None
+        self.unmoved: list[torch.Tensor] | None = None  # weights before the first step here
         self.telemetry = self._initial_telemetry()
         self.policy = make_policy(self.telemetry)
         self.first_validation: ReleasedValue | None = None
@@ -145,6 +147,7 @@ class PrivateTraining:
         if not resumed:
             self._evaluate(is_reported=False)  # finds the range; the next one measures in it
             self.first_validation = self._evaluate()
+        self.unmoved = [p.detach().clone() for g in self.groups for p in g.parameters]
         outcome: Outcome = "completed"
         while self.step < self.plan.steps_planned:
             if self.progress.stop_requested():
@@ -164,6 +167,16 @@ class PrivateTraining:
             last_validation_loss=self.telemetry.validation_loss,
         )
 
+    def _check_moved(self) -> None:
+        """After the first step noise alone has moved every adapter tensor (E12)."""
+        if self.unmoved is None:
+            return
+        parameters = [p for g in self.groups for p in g.parameters]
+        for parameter, before in zip(parameters, self.unmoved, strict=True):
+            if torch.equal(parameter, before):
+                raise GradientMissing("The first step left an adapter tensor unchanged.")
+        self.unmoved = None
+
     def _window(self) -> None:
         action = self.policy.propose(self.telemetry)
         permit, settings = self._open(action)
@@ -173,16 +186,20 @@ class PrivateTraining:
             settings=settings,
             batch_size_expected=self.plan.batch_size_expected,
         )
-        for offset in range(permit.steps):
-            if self.progress.stop_requested():
-                break
-            rate = learning_rate(self.plan.optimizer, self.step, self.plan.steps_planned)
-            for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
-                group["lr"] = rate * factor
-            statistics.add(self.step_runner.run(permit, settings, permit.first_step + offset))
-            self.averaged.update()
-            self.step += 1
-            self.progress.step_finished(self.step)
+        try:
+            for offset in range(permit.steps):
+                if self.progress.stop_requested():
+                    break
+                rate = learning_rate(self.plan.optimizer, self.step, self.plan.steps_planned)
+                for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
+                    group["lr"] = rate * factor
+                statistics.add(self.step_runner.run(permit, settings, permit.first_step + offset))
+                self._check_moved()
+                self.averaged.update()
+                self.step += 1
+                self.progress.step_finished(self.step)
+        finally:
+            self.noise_source.close(permit)  # what it prepared for this window is dropped
         self.journal.close_chunk(permit, statistics.steps)
         if statistics.steps == permit.steps:
             self._finish_window(permit, settings, statistics, factors)

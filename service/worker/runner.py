@@ -39,7 +39,7 @@ from dp_core.errors import (
 )
 from dp_core.events import canonical_digest
 from dp_core.lora import attach_adapters, clip_groups
-from dp_core.noise import OsEntropySource
+from dp_core.noise import make_noise_source, require_private
 from dp_core.plan import Performance, RunPlan
 from dp_core.records import Blocks, load_blocks
 from dp_core.second_opinion import prv_epsilon_upper
@@ -95,6 +95,8 @@ def run_attempt(settings: Settings, *, job_id: str, epoch: int) -> ExitCode:
     LeaseKeeper(settings, work).start()
     plan = RunPlan.from_dict(work.plan)
     performance = _performance()
+    noise_source = make_noise_source(plan.noise_source)
+    require_private(noise_source)
     model, tokenizer = _model(work, plan, performance)
     blocks = _blocks(work, plan, tokenizer)
     training = PrivateTraining(
@@ -112,7 +114,7 @@ def run_attempt(settings: Settings, *, job_id: str, epoch: int) -> ExitCode:
             db, job_id=job_id, epoch=epoch, job_dir=Path(work.job_dir)
         ),
         progress=JobProgress(db, job_id=job_id, epoch=epoch, stop=stop),
-        noise_source=OsEntropySource(),
+        noise_source=noise_source,
         performance=performance,
     )
     result = training.run()
@@ -173,7 +175,7 @@ def _publish(
             {"ids": list(training.layout.ids), "sizes": list(training.layout.sizes)}
         ),
         groups=len(training.layout),
-        noise_source=OsEntropySource.name,
+        noise_source=plan.noise_source,
         policy=training.policy.name,
         policy_digest=training.policy.digest(),
         second_opinion=(

@@ -14,7 +14,13 @@ import torch
 from controller.reference import ReferencePolicy
 from dp_core.artifact import save_adapter
 from dp_core.checkpoint import from_files
-from dp_core.errors import CheckpointMismatch, JournalUnavailable, StaleAttempt, StepFailed
+from dp_core.errors import (
+    CheckpointMismatch,
+    GradientMissing,
+    JournalUnavailable,
+    StaleAttempt,
+    StepFailed,
+)
 from dp_core.lora import attach_adapters
 from dp_core.mechanism import effective_noise_multiplier
 from dp_core.noise import NoiseSource, OsEntropySource, SeededSource
@@ -102,6 +108,13 @@ class TestWholeRun:
             level = float(run.plan.noise_levels[0])
             assert charge.noise_multiplier == run.plan.noise_levels[0]
             assert level <= sigma <= level * (1 + 2e-6)
+
+    def test_a_tensor_the_first_step_does_not_move_ends_the_job(self, blocks: Blocks) -> None:
+        run = Recorded(blocks)
+        run.training.optimizer.param_groups[3]["params"].clear()
+        with pytest.raises(GradientMissing, match="unchanged"):
+            run.run()
+        assert sum(c.steps for c in run.journal.charges) == 2, "what ran is charged"
 
     def test_every_adapter_tensor_moves_and_the_base_does_not(self, blocks: Blocks) -> None:
         run = Recorded(blocks)
