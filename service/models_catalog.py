@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +38,7 @@ class BaseModelEntry:
     directory: Path
     digest: str
     context_tokens: int
+    parameters: int  # elements of its weights
     created_at: int  # Unix seconds: when the directory's configuration was written
     owned_by: str
 
@@ -84,6 +86,7 @@ def _entry(name: str, directory: Path, owner: str) -> BaseModelEntry:
         directory=directory,
         digest=_digest(directory),
         context_tokens=_context_tokens(config),
+        parameters=_parameters(directory),
         created_at=int(config.stat().st_mtime),
         owned_by=owner,
     )
@@ -93,6 +96,25 @@ def _context_tokens(config: Path) -> int:
     """Longest row the model takes; 0 when its configuration does not say."""
     values = json.loads(config.read_bytes())
     return next((int(values[name]) for name in CONTEXT_NAMES if values.get(name)), 0)
+
+
+def _parameters(directory: Path) -> int:
+    """Elements of all weight tensors, from the files' headers."""
+    return sum(_elements(file, file.stat().st_mtime_ns) for file in directory.glob(WEIGHTS_PATTERN))
+
+
+@lru_cache(maxsize=256)
+def _elements(path: Path, _changed_ns: int) -> int:
+    """From the JSON header, whose length stands in the first 8 bytes; else 2 bytes each."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length) if length < size else b""
+    try:
+        tensors = [value for name, value in json.loads(header).items() if name != "__metadata__"]
+        return sum(math.prod(tensor["shape"]) for tensor in tensors)
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return max(1, size // 2)
 
 
 def _digest(directory: Path) -> str:
