@@ -183,10 +183,10 @@ class RdpFilter:
 
 
 @lru_cache(maxsize=4096)
-def _pld_epsilon(events: tuple[PoissonGaussian, ...], delta: str) -> float:
+def _pld_epsilon(events: tuple[PoissonGaussian, ...], delta: str, interval: float) -> float:
     accountant = pld.PLDAccountant(
         dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
-        value_discretization_interval=PLD_INTERVAL,
+        value_discretization_interval=interval,
     )
     for event in events:
         if event.steps:
@@ -208,7 +208,12 @@ def pld_epsilon(events: Sequence[PoissonGaussian], delta: str) -> str:
     Privacy loss distributions of dp_accounting: pessimistic estimate, both directions of
     add/remove, interval 1e-4. Infinite where the numerics cannot decide.
     """
-    epsilon = _pld_epsilon(tuple(events), delta)
+    epsilon = _pld_epsilon(tuple(events), delta, PLD_INTERVAL)
     if not math.isfinite(epsilon):
         return "Infinity"
     return str(round_up(Decimal(repr(epsilon))))
+
+
+def pld_epsilon_coarse(event: PoissonGaussian, delta: str, interval: float) -> float:
+    """PLD epsilon at a wider interval: an upper bound too, cheaper and looser. For searches."""
+    return _pld_epsilon((event,), delta, interval)

@@ -103,31 +103,34 @@ class StepSettings:
         """w_k = C_k / sqrt(share_k): noise std per group in units of the step's noise (G9)."""
         return tuple(c / math.sqrt(p) for c, p in zip(self.clip_norms, self.shares, strict=True))
 
+    @property
+    def sensitivities(self) -> tuple[float, ...]:
+        """L2 sensitivity of every noised component: groups, then bits and loss if released."""
+        groups = tuple(c * CLIP_INFLATION for c in self.clip_norms)
+        if math.isinf(self.bit_std):
+            return groups
+        return (*groups, *[CLIP_BIT_SENSITIVITY] * len(self.layout), self.loss_cap / 2)
+
+    @property
+    def stds(self) -> tuple[float, ...]:
+        """Noise std of every component, in the order of `sensitivities`."""
+        if math.isinf(self.bit_std):
+            return self.noise_stds
+        return (*self.noise_stds, *[self.bit_std] * len(self.layout), self.loss_std)
+
     def components(self) -> tuple[Component, ...]:
         """Every noised part of a step, as it goes to the journal: groups, bits, loss."""
-        groups = [
-            Component(id=gid, sensitivity=_exact(c * CLIP_INFLATION), std=_exact(s))
-            for gid, c, s in zip(self.layout.ids, self.clip_norms, self.noise_stds, strict=True)
-        ]
-        if math.isinf(self.bit_std):
-            return tuple(groups)
-        bits = [
-            Component(id=f"signal:clip_bit:{gid}", sensitivity="0.5", std=_exact(self.bit_std))
-            for gid in self.layout.ids
-        ]
-        loss = Component(
-            id="signal:clipped_loss",
-            sensitivity=_exact(self.loss_cap / 2),
-            std=_exact(self.loss_std),
+        bits = [f"signal:clip_bit:{gid}" for gid in self.layout.ids]
+        ids = (*self.layout.ids, *bits, "signal:clipped_loss")
+        bounds, stds = self.sensitivities, self.stds
+        return tuple(
+            Component(id=name, sensitivity=_exact(bound), std=_exact(std))
+            for name, bound, std in zip(ids[: len(stds)], bounds, stds, strict=True)
         )
-        return (*groups, *bits, loss)
 
     def effective_noise_multiplier(self) -> float:
         """sigma recomputed in float64 from sensitivities and stds (G2)."""
-        return effective_noise_multiplier(
-            [float(c.sensitivity) for c in self.components()],
-            [float(c.std) for c in self.components()],
-        )
+        return effective_noise_multiplier(self.sensitivities, self.stds)
 
 
 def _exact(value: float) -> str:

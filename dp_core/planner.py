@@ -1,29 +1,19 @@
-"""From (epsilon, delta, patients, steps) to a run plan: pure functions, no data, no torch.
+"""From (epsilon, delta, patients, batch, steps) to a run plan: pure functions, no data, no torch.
 
-Fixed mode (C1): smallest noise multiplier on the 0.001 grid whose PLD epsilon of the
-whole schedule stays within the target. Adaptive mode (C2): smallest reference
-multiplier over the orders, with a menu around it. Numbers: privacy.md section 9.
+Noise levels come from `calibration`, batch size and steps under a compute limit from
+`compute`, and what the plan buys is told by `plan_report`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from functools import lru_cache
+from decimal import ROUND_FLOOR, Decimal
 from typing import Any
 
-from dp_core.accounting import (
-    ORDER_MAX,
-    ORDER_MIN,
-    charge_pico,
-    epsilon_of_pico,
-    limit_pico,
-    pld_epsilon,
-    step_pico,
-)
-from dp_core.errors import CalibrationImpossible, PlanInvalid
-from dp_core.events import PoissonGaussian, decimal_of
+from dp_core.accounting import limit_pico, pld_epsilon
+from dp_core.calibration import calibrate_adaptive, calibrate_fixed
+from dp_core.errors import PlanInvalid
+from dp_core.events import decimal_of
 from dp_core.plan import (
     AdapterPlan,
     ClippingPlan,
@@ -35,10 +25,8 @@ from dp_core.plan import (
     ValidationPlan,
 )
 
-GRID = Decimal("0.001")
-GRID_MAX = 100_000  # multiplier 100
-MENU_FACTORS = tuple(Decimal(f) for f in ("0.9", "1", "1.1", "1.25", "1.5"))
 RATE_STEP = Decimal("1e-9")
+VALIDATION_BATCH_SIZE = 256
 
 
 def sampling_probability(batch_size_expected: int, patients_public: int) -> str:
@@ -55,102 +43,6 @@ def default_delta(patients_public: int) -> str:
     """min(1e-5, patients_public^-1.1), rounded down to two digits (P8)."""
     value = min(1e-5, patients_public**-1.1)
     return f"{Decimal(repr(value)):.1e}".replace("e-0", "e-") if value < 1e-5 else "1e-5"
-
-
-def _grid_text(units: int) -> str:
-    return str(Decimal(units) * GRID)
-
-
-def _smallest(accepts: Callable[[int], bool], low: int = 1) -> int:
-    """Smallest grid index that a monotone test accepts."""
-    high = max(low, 64)
-    while not accepts(high):
-        low, high = high + 1, high * 2
-        if high > GRID_MAX * 2:
-            raise CalibrationImpossible(
-                "No noise multiplier up to 100 meets the target. "
-                "Raise epsilon, lower the steps or lower the batch size."
-            )
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if accepts(middle) else (middle + 1, high)
-    return low
-
-
-@lru_cache(maxsize=1024)
-def calibrate_fixed(*, epsilon: str, delta: str, q: str, steps: int) -> tuple[str, str]:
-    """Smallest multiplier with PLD epsilon(steps) <= epsilon, and that epsilon (C1).
-
-    Raises:
-        CalibrationImpossible: no multiplier up to 100 suffices.
-    """
-    target = decimal_of(epsilon, field="target_epsilon")
-
-    def event(index: int) -> PoissonGaussian:
-        return PoissonGaussian(q=q, noise_multiplier=_grid_text(index), steps=steps)
-
-    # RDP is never below the PLD epsilon, so it gives an upper end at little cost, and
-    # the PLD search starts close to it; below half of it PLDs become slow and useless.
-    upper = _smallest(lambda i: _rdp_epsilon(event(i), delta) <= target)
-    low = max(upper // 2, 1)
-    index = _smallest_between(
-        lambda i: Decimal(pld_epsilon([event(i)], delta)) <= target, low, upper
-    )
-    return _grid_text(index), pld_epsilon([event(index)], delta)
-
-
-def _smallest_between(accepts: Callable[[int], bool], low: int, high: int) -> int:
-    if accepts(low):
-        return _smallest(accepts, 1)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if accepts(middle) else (middle + 1, high)
-    return low
-
-
-def _rdp_epsilon(event: PoissonGaussian, delta: str) -> Decimal:
-    orders = (*range(2, 17), 20, 24, 32, 48, 64)
-    return min(epsilon_of_pico(charge_pico(event, a), delta, a) for a in orders)
-
-
-@lru_cache(maxsize=256)
-def calibrate_adaptive(
-    *, epsilon: str, delta: str, q: str, steps_started_max: int
-) -> tuple[int, tuple[str, ...], tuple[int, ...]]:
-    """Frozen order, menu of multipliers and the steps each affords (C2).
-
-    Raises:
-        CalibrationImpossible: no order in 2..64 is admissible.
-    """
-    best: tuple[int, int, tuple[str, ...], tuple[int, ...]] | None = None
-    for alpha in range(ORDER_MIN, ORDER_MAX + 1):
-        try:
-            budget = limit_pico(epsilon, delta, alpha)
-        except CalibrationImpossible:
-            continue
-
-        def affordable(level: str, alpha: int = alpha, budget: int = budget) -> int:
-            return budget // step_pico(q, level, alpha)
-
-        def accepts(index: int, afford: Callable[[str], int] = affordable) -> bool:
-            return afford(_grid_text(index)) >= steps_started_max
-
-        if best is not None and not accepts(best[0] - 1):
-            continue  # cannot have a smaller reference than the best so far
-        reference = _smallest(accepts)
-        menu = tuple(
-            str((Decimal(reference) * GRID * f).quantize(GRID, rounding=ROUND_CEILING))
-            for f in MENU_FACTORS
-        )
-        steps = tuple(affordable(level) for level in menu)
-        if steps[0] * 8 >= steps_started_max and (best is None or reference < best[0]):
-            best = (reference, alpha, menu, steps)
-    if best is None:
-        raise CalibrationImpossible(
-            f"No order in {ORDER_MIN}..{ORDER_MAX} affords {steps_started_max} steps at epsilon "
-            f"{epsilon}, delta {delta}. Lower the steps or raise epsilon."
-        )
-    return best[1], best[2], best[3]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +63,7 @@ class PlanRequest:
     steps_max: int
     margin_windows: int = 2
     interval_steps: int = 25
-    validation_batch_size: int = 256
+    validation_batch_size: int = VALIDATION_BATCH_SIZE
     validation_noise_multiplier: str = "2.000"
     clipping: ClippingPlan = ClippingPlan()
     telemetry: TelemetryPlan = TelemetryPlan()

@@ -8,6 +8,7 @@ address, and nothing is fetched.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ class BaseModelEntry:
     directory: Path
     digest: str
     context_tokens: int
+    parameters: int  # elements of its weights
     created_at: int  # Unix seconds: when the directory's configuration was written
     owned_by: str
 
@@ -74,6 +76,7 @@ def _entry(name: str, directory: Path, owner: str) -> BaseModelEntry:
         directory=directory,
         digest=model_digest(directory, _cached_digest),
         context_tokens=_context_tokens(config),
+        parameters=_parameters(directory),
         created_at=int(config.stat().st_mtime),
         owned_by=owner,
     )
@@ -88,6 +91,25 @@ def _context_tokens(config: Path) -> int:
 def _cached_digest(path: Path) -> str:
     status = path.stat()
     return _file_digest(path, status.st_size, status.st_mtime_ns)
+
+
+def _parameters(directory: Path) -> int:
+    """Elements of all weight tensors, from the files' headers."""
+    return sum(_elements(file, file.stat().st_mtime_ns) for file in directory.glob(WEIGHTS_PATTERN))
+
+
+@lru_cache(maxsize=256)
+def _elements(path: Path, _changed_ns: int) -> int:
+    """From the JSON header, whose length stands in the first 8 bytes; else 2 bytes each."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length) if length < size else b""
+    try:
+        tensors = [value for name, value in json.loads(header).items() if name != "__metadata__"]
+        return sum(math.prod(tensor["shape"]) for tensor in tensors)
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return max(1, size // 2)
 
 
 @lru_cache(maxsize=256)

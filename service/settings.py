@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     stall_seconds: int = Field(default=900, ge=1)
     attempts_max: int = Field(default=5, ge=1)
     cancel_grace_seconds: float = Field(default=8, gt=0)
+    device_gflops: float = Field(default=50, gt=0, allow_inf_nan=False)
     upload_bytes_max: int = Field(default=512 * 1024 * 1024, ge=1)
 
     @model_validator(mode="after")

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from dp_core.compute import DeviceSpeed, SpeedSource, Target, best_candidate, estimated_speed
 from dp_core.errors import CalibrationImpossible, PlanInvalid
 from dp_core.plan import AdapterPlan, OptimizerPlan, RunPlan, Unit
-from dp_core.planner import PlanRequest, make_run_plan
+from dp_core.planner import VALIDATION_BATCH_SIZE, PlanRequest, make_run_plan
 from service.jobs.errors import (
     FieldInvalid,
     PlanInfeasible,
@@ -24,8 +25,7 @@ from service.jobs.errors import (
 from service.jobs.schemas import Hyperparameters, JobRequest
 
 EPSILON_MIN = Decimal("0.1")
-N_EPOCHS_DEFAULT = 3
-PATIENTS_PER_BATCH_DEFAULT = 20  # "auto" batch: a rate of 1/20
+N_EPOCHS_DEFAULT = 3  # the compute limit where neither epochs nor minutes are given
 TOKENS_PER_ROW = 256
 CONTROLLERS = {"auto": "rldp", "rldp": "rldp", "reference": "reference"}
 
@@ -34,6 +34,7 @@ PARAMS = {
     "batch_size": "method.supervised.hyperparameters.batch_size",
     "steps_max": "privacy.steps_max",
     "steps_planned": "privacy.steps_max",
+    "compute": "privacy.minutes_max",
     "margin_windows": "privacy.margin_windows",
     "target_epsilon": "privacy.target_epsilon",
     "delta": "privacy.delta",
@@ -57,6 +58,9 @@ class Terms:
     dataset_version: str
     base_model_digest: str
     tokens_per_row_max: int  # 0: the model does not say
+    model_parameters: int
+    flop_per_second: float  # of a worker's device, as the operator states it
+    speed_source: SpeedSource = "estimated"
 
     @property
     def training_patients(self) -> int:
@@ -141,8 +145,19 @@ def _check_values(request: JobRequest) -> None:
         request.method.supervised.model_fields_set
     ):
         raise FieldInvalid("hyperparameters", "Give hyperparameters once, not at both places.")
-    if parameters.n_epochs != "auto" and request.privacy.steps_max != "auto":
+    privacy = request.privacy
+    if parameters.n_epochs != "auto" and privacy.steps_max != "auto":
         raise FieldInvalid("privacy.steps_max", "Give n_epochs or steps_max, not both.")
+    if privacy.minutes_max is None:
+        return
+    if Decimal(privacy.minutes_max) <= 0:
+        raise FieldInvalid("privacy.minutes_max", "Must be above 0.")
+    if parameters.n_epochs != "auto":
+        raise FieldInvalid("privacy.minutes_max", "Give n_epochs or minutes_max, not both.")
+    if parameters.batch_size != "auto" and privacy.steps_max != "auto":
+        raise FieldInvalid(
+            "privacy.minutes_max", "Leave batch_size or steps_max on auto, or drop minutes_max."
+        )
 
 
 def hyperparameters_of(request: JobRequest) -> Hyperparameters:
@@ -158,10 +173,7 @@ def plan_request(request: JobRequest, terms: Terms, *, seed: int) -> PlanRequest
     """
     parameters, privacy = hyperparameters_of(request), request.privacy
     assert privacy.target_epsilon is not None, "check_offered comes first"
-    patients = terms.training_patients
-    batch_size = _resolved(parameters.batch_size, max(1, patients // PATIENTS_PER_BATCH_DEFAULT))
-    epochs = _resolved(parameters.n_epochs, N_EPOCHS_DEFAULT)
-    steps_max = _resolved(privacy.steps_max, math.ceil(epochs * patients / batch_size))
+    batch_size, steps_max = _batch_and_steps(request, terms)
     adapter = request.adapter
     modules = () if adapter.target_modules == "auto" else tuple(adapter.target_modules)
     return PlanRequest(
@@ -188,8 +200,56 @@ def plan_request(request: JobRequest, terms: Terms, *, seed: int) -> PlanRequest
     )
 
 
-def _resolved(value: int | str, default: int) -> int:
-    return value if isinstance(value, int) else default
+def device_speed(request: JobRequest, terms: Terms) -> DeviceSpeed:
+    """From the model's size and the operator's figure, never from runs on private data.
+
+    Their pace moves with the secret number of patients drawn; a plan made from it would
+    write that into the ledger (privacy.md P7).
+    """
+    return estimated_speed(
+        parameters=terms.model_parameters,
+        tokens_per_patient=_tokens_per_row(request, terms),
+        flop_per_second=terms.flop_per_second,
+        source=terms.speed_source,
+    )
+
+
+def _batch_and_steps(request: JobRequest, terms: Terms) -> tuple[int, int]:
+    """What is on auto, chosen by `best_candidate` under minutes, epochs or three epochs."""
+    parameters, privacy = hyperparameters_of(request), request.privacy
+    batch = parameters.batch_size if isinstance(parameters.batch_size, int) else None
+    steps = privacy.steps_max if isinstance(privacy.steps_max, int) else None
+    if batch is not None and steps is not None:
+        return batch, steps
+    patients = terms.training_patients
+    if privacy.minutes_max is not None:
+        limit = device_speed(request, terms).patients_in(Decimal(privacy.minutes_max))
+    else:
+        epochs = N_EPOCHS_DEFAULT if parameters.n_epochs == "auto" else parameters.n_epochs
+        if batch is not None:
+            return batch, math.ceil(epochs * patients / batch)
+        limit = epochs * patients
+    chosen = best_candidate(
+        _target(request, terms), passages_max=limit, batch_size=batch, steps=steps
+    )
+    return chosen.batch_size, chosen.steps
+
+
+def _target(request: JobRequest, terms: Terms) -> Target:
+    epsilon = request.privacy.target_epsilon
+    assert epsilon is not None, "check_offered comes first"
+    held_out, interval = terms.patients_public - terms.training_patients, request.controller
+    return Target(
+        epsilon=epsilon,
+        delta=_delta(request, terms),
+        patients_public=terms.training_patients,
+        steps_margin=request.privacy.margin_windows * interval.interval_steps,
+        # epochs count training alone; minutes pay for the hold-out loss too
+        evaluation_batch_size=(
+            0 if request.privacy.minutes_max is None else min(VALIDATION_BATCH_SIZE, held_out)
+        ),
+        steps_per_window=interval.interval_steps,
+    )
 
 
 def _tokens_per_row(request: JobRequest, terms: Terms) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -155,10 +156,13 @@ def training_data(
     return row[0], row[1], row[2]
 
 
-def minutes_per_step(session: Session, tenant_id: str, model: str) -> list[float]:
-    """Pace of the tenant's finished runs of a model that were not interrupted; newest first."""
+def minutes_per_token(session: Session, tenant_id: str, model: str) -> list[float]:
+    """Pace of the tenant's finished runs of a model that were not interrupted; newest first.
+
+    By the tokens a run was planned to take: expected patients of its steps, whole rows.
+    """
     rows = session.execute(
-        select(Job.started_at, Job.finished_at, Job.step)
+        select(Job.started_at, Job.finished_at, Job.step, Job.plan)
         .where(
             and_(Job.tenant_id == tenant_id, Job.model == model, Job.step > 0),
             and_(Job.attempt == 1, or_(Job.state == "succeeded", Job.state == "budget_stopped")),
@@ -170,4 +174,6 @@ def minutes_per_step(session: Session, tenant_id: str, model: str) -> list[float
 
 
 def _pace(row: Any) -> float:
-    return float(row.finished_at - row.started_at) / 60_000_000 / float(row.step)
+    plan = json.loads(row.plan)
+    tokens = row.step * plan["batch_size_expected"] * plan["tokens_per_row"]
+    return float(row.finished_at - row.started_at) / 60_000_000 / float(tokens)

@@ -49,6 +49,8 @@ class Privacy(Input):
     noise_levels: Auto | Annotated[list[DecimalText], Field(min_length=1, max_length=8)] = "auto"
     alpha: Auto | Annotated[int, Field(ge=2, le=64)] = "auto"
     steps_max: Auto | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
+    # Compute to be spent at most; what is left on auto is chosen for the best utility in it.
+    minutes_max: DecimalText | None = None
     margin_windows: Annotated[int, Field(ge=0, le=20)] = 2
     # Length of a training row; a longer note becomes further rows of the same patient.
     tokens_per_row: Auto | Annotated[int, Field(ge=16, le=32_768)] = "auto"

@@ -13,6 +13,7 @@ import secrets
 import statistics
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import select, update
@@ -21,12 +22,19 @@ from sqlalchemy.orm import Session
 from dp_core.accounting import step_pico
 from dp_core.events import canonical_json
 from dp_core.plan import RunPlan
+from dp_core.plan_report import PlanReport, report_plan
 from service.auth.subject import Subject
 from service.database import Database
 from service.ids import new_id
 from service.jobs import repository
 from service.jobs.errors import ModelNotAllowed, PlanInfeasible, StateConflict
-from service.jobs.estimate import Terms, check_offered, hyperparameters_of, plan_job
+from service.jobs.estimate import (
+    Terms,
+    check_offered,
+    device_speed,
+    hyperparameters_of,
+    plan_job,
+)
 from service.jobs.lifecycle import CLAIMABLE, TERMINAL, Reason, State
 from service.jobs.models import Job, NaturalKey
 from service.jobs.outbox import NATURAL_KEY_SECONDS
@@ -48,6 +56,7 @@ from service.settings import Settings
 
 PRIORITY_VALUES = {"low": -1, "normal": 0, "high": 1}
 SEED_BITS = 31
+SPREADS = {"measured": 1.5, "estimated": 3.0}  # of predicted minutes, to either side
 LOW_BATCH = 256  # below it, noise per step usually outweighs the signal
 
 
@@ -97,6 +106,9 @@ def order_of(
         dataset_version=version.id,
         base_model_digest=model.digest,
         tokens_per_row_max=model.context_tokens,
+        model_parameters=model.parameters,
+        flop_per_second=settings.device_gflops * 1e9,
+        speed_source="measured" if "device_gflops" in settings.model_fields_set else "estimated",
     )
     return Ordered(
         request=request, terms=terms, model=model, alpha_population=population.alpha_star
@@ -297,6 +309,9 @@ def _priced(session: Session, subject: Subject, ordered: Ordered, plan: RunPlan)
     feasible = all(reserve.amount_pico <= free[reserve.block] for reserve in reserves)
     train = reserves[0]
     share = train.amount_pico / budget.limit_pico if budget.limit_pico else 0
+    speed = device_speed(ordered.request, ordered.terms)
+    report = report_plan(plan, population_alpha=alpha, speed=speed)
+    minutes = _minutes(session, subject, ordered, plan, report)
     return {
         "object": "fine_tuning.job.estimate",
         "feasible": feasible,
@@ -328,8 +343,9 @@ def _priced(session: Session, subject: Subject, ordered: Ordered, plan: RunPlan)
             }
             for level in plan.noise_levels
         ],
-        "minutes": _minutes(session, subject, ordered, plan),
-        "warnings": ["utility_low_batch"] if plan.batch_size_expected < LOW_BATCH else [],
+        "minutes": minutes,
+        "plan": report.to_dict(),
+        "warnings": _warnings(ordered, plan, minutes),
         "remedies": (
             [] if feasible else ["fewer_steps", "smaller_epsilon", "smaller_batch", "ask_grant"]
         ),
@@ -337,14 +353,30 @@ def _priced(session: Session, subject: Subject, ordered: Ordered, plan: RunPlan)
 
 
 def _minutes(
-    session: Session, subject: Subject, ordered: Ordered, plan: RunPlan
-) -> dict[str, int] | None:
-    """From the pace of finished runs of this model; None while there is none."""
-    paces = repository.minutes_per_step(session, subject.tenant_id, ordered.request.model)
-    if not paces:
-        return None
-    middle = statistics.median(paces) * plan.steps_planned
-    return {"low": max(1, int(middle * 0.8)), "high": max(1, int(middle * 1.2) + 1)}
+    session: Session, subject: Subject, ordered: Ordered, plan: RunPlan, report: PlanReport
+) -> dict[str, Any]:
+    """From the pace of finished runs of this model, else from the device's stated speed."""
+    paces = repository.minutes_per_token(session, subject.tenant_id, ordered.request.model)
+    if paces:
+        tokens = plan.steps_planned * plan.batch_size_expected * plan.tokens_per_row
+        middle, spread, source = statistics.median(paces) * tokens, 1.2, "past_runs"
+    else:
+        assert report.minutes is not None and report.speed_source is not None
+        middle, source = report.minutes, report.speed_source
+        spread = SPREADS[source]
+    return {
+        "low": max(1, int(middle * (2 - spread if source == "past_runs" else 1 / spread))),
+        "high": max(1, int(middle * spread) + 1),
+        "source": source,
+    }
+
+
+def _warnings(ordered: Ordered, plan: RunPlan, minutes: dict[str, Any]) -> list[str]:
+    found = ["utility_low_batch"] if plan.batch_size_expected < LOW_BATCH else []
+    granted = ordered.request.privacy.minutes_max
+    if granted is not None and minutes["low"] > max(Decimal(granted), 1):
+        found.append("minutes_above_limit")
+    return found
 
 
 def cancel_job(session: Session, subject: Subject, job_id: str) -> dict[str, Any]:

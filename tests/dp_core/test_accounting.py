@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
-import dp_accounting
 import pytest
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mpf
 
-from dp_core import accounting, planner
+from dp_core import accounting
 from dp_core.errors import BudgetExhausted, CalibrationImpossible, PlanInvalid
 from dp_core.events import PoissonGaussian
+from dp_core.mechanism import choose_level, effective_noise_multiplier, level_position
+from dp_core.ports import GroupActions, JournalPosition
+from dp_core.training import PrivateTraining
+from tests.dp_core.conftest import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -66,37 +72,45 @@ class TestVectors:
             assert rdp_filter.spent_pico == before
 
     @pytest.mark.parametrize("section", ["constant_noise", "schedules"])
+    def test_rdp_epsilon_of_the_events_we_hand_out(
+        self, vectors: dict[str, Any], section: str
+    ) -> None:
+        for case in vectors[section]:
+            library = RdpAccountant()  # its own orders, fractional ones too
+            for event in events_of(case):
+                library.compose(accounting.to_dp_event(event))
+            epsilon, order = library.get_epsilon_and_optimal_order(float(case["delta"]))
+            expect = case["expect"]
+            assert epsilon == pytest.approx(expect["rdp_epsilon"], rel=1e-6), case["id"]
+            assert order == expect["rdp_order"], case["id"]
+
+    def test_rdp_epsilon_of_the_effective_multiplier(self, vectors: dict[str, Any]) -> None:
+        for case in vectors["effective_noise_multiplier"]:
+            sigma = effective_noise_multiplier(case["sensitivity"], case["noise_std"])
+            library = RdpAccountant()
+            event = PoissonGaussian(q=case["q"], noise_multiplier=repr(sigma), steps=case["steps"])
+            library.compose(accounting.to_dp_event(event))
+            epsilon = library.get_epsilon(float(case["delta"]))
+            assert epsilon == pytest.approx(case["rdp_epsilon"], rel=1e-6)
+
+    def test_every_section_of_the_vectors_is_known(self, vectors: dict[str, Any]) -> None:
+        tested_here = {
+            "constant_noise", "schedules", "rdp_per_step", "rdp_budget", "integer_filter",
+            "effective_noise_multiplier",
+        }  # fmt: skip
+        elsewhere = {"planner_fixed", "planner_adaptive", "one_run_audit"}
+        about = {
+            "schema", "relation", "sampling", "unit_of_account", "formulas", "tolerances", "note",
+        }  # fmt: skip
+        assert set(vectors) == tested_here | elsewhere | about
+
+    @pytest.mark.parametrize("section", ["constant_noise", "schedules"])
     def test_pld_epsilon(self, vectors: dict[str, Any], section: str) -> None:
         for case in vectors[section]:
             epsilon = Decimal(accounting.pld_epsilon(events_of(case), case["delta"]))
             expected = Decimal(str(case["expect"]["pld_epsilon"]))
             assert abs(epsilon - expected) <= Decimal("1e-3"), case["id"]
             assert epsilon >= expected - Decimal("1e-6"), "rounded up, never below"
-
-    def test_planner_fixed(self, vectors: dict[str, Any]) -> None:
-        for case in vectors["planner_fixed"]:
-            multiplier, epsilon = planner.calibrate_fixed(
-                epsilon=case["epsilon"],
-                delta=case["delta"],
-                q=case["q"],
-                steps=case["steps_started_max"],
-            )
-            assert multiplier == case["noise_multiplier"]
-            assert abs(float(epsilon) - case["pld_epsilon"]) < 1e-3
-
-    def test_planner_adaptive(self, vectors: dict[str, Any]) -> None:
-        for case in vectors["planner_adaptive"]:
-            alpha, menu, steps = planner.calibrate_adaptive(
-                epsilon=case["epsilon"],
-                delta=case["delta"],
-                q=case["q"],
-                steps_started_max=case["steps_started_max"],
-            )
-            assert (alpha, list(menu), list(steps)) == (
-                case["alpha"],
-                case["menu"],
-                case["steps_affordable"],
-            )
 
 
 class TestAgainstDpAccounting:
@@ -126,7 +140,28 @@ class TestAgainstDpAccounting:
         )
 
 
+LEVELS = st.tuples(st.sampled_from(["0.7", "1.0", "1.6", "4"]), st.integers(1, 400))
+
+
 class TestFilterProperties:
+    @settings(max_examples=30, deadline=None)
+    @given(choices=st.lists(LEVELS, max_size=20), order=st.randoms(use_true_random=False))
+    def test_answers_depend_on_charges_only(
+        self, choices: list[tuple[str, int]], order: Random
+    ) -> None:
+        """Whatever was refused in between, and in whatever order the same was booked."""
+        limit = accounting.limit_pico("3", "1e-6", 8)
+        first = accounting.RdpFilter(limit_pico=limit, alpha=8)
+        events = [PoissonGaussian(q="0.05", noise_multiplier=s, steps=n) for s, n in choices]
+        booked = [event for event in events if first.fits(event) and first.charge(event)]
+        order.shuffle(booked)
+        second = accounting.RdpFilter(limit_pico=limit, alpha=8)
+        for event in booked:
+            second.charge(event)
+        assert second.spent_pico == first.spent_pico
+        resumed = accounting.RdpFilter(limit_pico=limit, alpha=8, spent_pico=first.spent_pico)
+        assert [resumed.fits(e) for e in events] == [first.fits(e) for e in events]
+
     @settings(max_examples=60, deadline=None)
     @given(
         choices=st.lists(
@@ -148,6 +183,48 @@ class TestFilterProperties:
         assert total == rdp_filter.spent_pico <= limit
 
 
+class TestSubstitution:
+    """A8, in its order: the level asked for, the next cheaper ones, fewer steps, the end."""
+
+    plan = make_plan(mode="adaptive_sigma", steps_max=40, patients_public=1000)
+
+    def price(self, index: int) -> int:
+        assert self.plan.alpha_job is not None
+        level = self.plan.noise_levels[index]
+        return accounting.step_pico(self.plan.sampling_probability, level, self.plan.alpha_job)
+
+    def opened(self, *, wanted: int, free: int) -> tuple[str, int]:
+        training = SimpleNamespace(plan=self.plan)
+        position = JournalPosition(
+            attempt=1,
+            next_chunk=0,
+            next_query=0,
+            steps_started=0,
+            job_units=self.plan.job_limit - free,
+        )
+        action = replace(GroupActions.neutral(1), level=level_position(self.plan, wanted))
+        chosen, steps = PrivateTraining._affordable(training, action, 10, position)  # type: ignore[arg-type]
+        return choose_level(self.plan, chosen.level), steps
+
+    def test_the_level_asked_for_while_it_fits_to_the_last_pico(self) -> None:
+        for index, level in enumerate(self.plan.noise_levels):
+            assert self.opened(wanted=index, free=10 * self.price(index)) == (level, 10)
+
+    def test_one_pico_short_takes_the_next_cheaper_level_never_a_dearer_one(self) -> None:
+        for index in range(4):
+            free = 10 * self.price(index) - 1
+            assert self.opened(wanted=index, free=free) == (self.plan.noise_levels[index + 1], 10)
+
+    def test_when_the_cheapest_does_not_fit_the_window_shrinks(self) -> None:
+        free = 10 * self.price(4) - 1
+        assert self.opened(wanted=0, free=free) == (self.plan.noise_levels[4], 9)
+        assert self.opened(wanted=4, free=self.price(4)) == (self.plan.noise_levels[4], 1)
+
+    def test_below_one_step_the_budget_is_exhausted(self) -> None:
+        with pytest.raises(BudgetExhausted, match="no further step"):
+            self.opened(wanted=2, free=self.price(4) - 1)
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("q", "sigma"), [("0", "1"), ("1.5", "1"), ("0.1", "0"), ("0.1", "nan"), ("x", "1")]
@@ -165,24 +242,3 @@ class TestBadInput:
         assert PoissonGaussian.from_dict(document).steps == 2
         with pytest.raises(PlanInvalid, match="unknown kind"):
             PoissonGaussian.from_dict(document | {"kind": "laplace"})
-
-
-class TestPlannerMonotone:
-    def test_more_epsilon_less_noise_more_steps_more_noise(self) -> None:
-        def sigma(epsilon: str, steps: int, q: str = "0.05") -> Decimal:
-            return Decimal(
-                planner.calibrate_fixed(epsilon=epsilon, delta="1e-5", q=q, steps=steps)[0]
-            )
-
-        assert sigma("1", 50) > sigma("2", 50) > sigma("8", 50)
-        assert sigma("2", 200) > sigma("2", 50)
-        assert sigma("2", 50, "0.1") > sigma("2", 50)
-
-    def test_the_grid_value_below_would_break_the_target(self) -> None:
-        found, epsilon = planner.calibrate_fixed(epsilon="3", delta="1e-5", q="0.03", steps=100)
-        assert Decimal(epsilon) <= 3
-        below = PoissonGaussian(
-            q="0.03", noise_multiplier=str(Decimal(found) - Decimal("0.001")), steps=100
-        )
-        assert Decimal(accounting.pld_epsilon([below], "1e-5")) > 3
-        assert dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE  # the relation we certify

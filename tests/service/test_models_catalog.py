@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from service.models_catalog import find_model, list_models
 from service.settings import Settings
@@ -44,6 +45,19 @@ class TestCatalogue:
         assert [e.id for e in list_models(settings)] == [PACKAGED, "org/base-1b", "small"]
         found = find_model(settings, "org/base-1b")
         assert found is not None and found.context_tokens == 512
+
+    def test_counts_the_weights_of_the_files(self, tmp_path: Path, models_dir: Path) -> None:
+        settings = Settings(data_dir=tmp_path, models_dir=models_dir)
+        packaged = find_model(settings, PACKAGED)
+        assert packaged is not None
+        weights = load_file(packaged.directory / "model.safetensors")
+        assert packaged.parameters == sum(tensor.size for tensor in weights.values())
+
+    def test_takes_two_bytes_a_weight_where_a_file_has_no_header(
+        self, tmp_path: Path, models_dir: Path
+    ) -> None:
+        found = find_model(Settings(data_dir=tmp_path, models_dir=models_dir), "small")
+        assert found is not None and found.parameters == len(b"weights") // 2
 
     @pytest.mark.parametrize("name", ["", ".", "..", "org", "../models/small", "/etc", "pickled"])
     def test_is_asked_by_id_never_by_path(

@@ -382,17 +382,20 @@ class TestEstimate:
             told = service.estimate_job(session, settings, subject_of(world), body)
         assert told["feasible"] is False and told["remedies"]
 
-    def test_minutes_come_from_finished_runs_only(
+    def test_minutes_come_from_the_stated_speed_until_a_run_has_finished(
         self, world: lw.World, settings: Settings, file_id: str
     ) -> None:
-        def minutes() -> Any:
+        def minutes(**changes: Any) -> Any:
             with world.db.reading() as session:
-                return service.estimate_job(session, settings, subject_of(world), request(file_id))[
-                    "minutes"
-                ]
+                body = request(file_id, **changes)
+                return service.estimate_job(session, settings, subject_of(world), body)["minutes"]
 
-        assert minutes() is None
-        w.queue_job(
+        first = minutes()
+        assert first["source"] == "estimated" and first["low"] < first["high"]
+        settings.device_gflops = settings.device_gflops * 100
+        quicker = minutes()
+        assert quicker["source"] == "measured" and quicker["high"] < first["high"]
+        w.queue_job(  # 20 steps of 900 patients in 20 minutes
             world,
             model="medtext-gpt2-4m",
             state="succeeded",
@@ -402,7 +405,89 @@ class TestEstimate:
             started_at=0,
             finished_at=20 * 60 * w.SECOND,
         )
-        assert minutes() == {"low": 32, "high": 49}
+        assert minutes() == {"low": 35, "high": 54, "source": "past_runs"}  # 40 of 1000
+        half = {"supervised": {"hyperparameters": {"batch_size": 500}}}
+        assert minutes(method=half)["high"] == 27
+
+
+class TestAutoPlan:
+    """What is left on auto is chosen for the best utility within the compute granted."""
+
+    def told(self, world: lw.World, settings: Settings, body: JobRequest) -> dict[str, Any]:
+        with world.db.reading() as session:
+            return service.estimate_job(session, settings, subject_of(world), body)
+
+    def auto(self, file_id: str, **privacy: Any) -> JobRequest:
+        return request(file_id, method={}, privacy={"target_epsilon": "3", **privacy})
+
+    def test_more_minutes_buy_more_signal_and_stay_within_them(
+        self, world: lw.World, settings: Settings, file_id: str
+    ) -> None:
+        plans = [
+            self.told(world, settings, self.auto(file_id, minutes_max=minutes))["plan"]
+            for minutes in ("40", "160")
+        ]
+        assert float(plans[1]["signal_to_noise"]) > 1.2 * float(plans[0]["signal_to_noise"])
+        for plan, granted in zip(plans, (40, 160), strict=True):
+            assert 0.7 * granted < plan["minutes"] <= granted
+
+    def test_creation_takes_the_plan_that_the_estimate_told(
+        self, db: Database, settings: Settings, tmp_path: Path
+    ) -> None:
+        world = lw.open_world(db, epsilon="60", validation_fraction="0.1")
+        body = self.auto(w.add_dataset(world, tmp_path)[0], minutes_max="30")
+        told = self.told(world, settings, body)
+        answer = create(world, settings, body).answer
+        assert answer["privacy"]["reserved_pico"] == told["reserve_pico"]
+        assert answer["privacy"]["steps_max"] == told["steps_max"]
+        assert answer["hyperparameters"]["batch_size"] == told["batch_size"]
+
+    def test_without_minutes_three_passes_are_the_limit(
+        self, world: lw.World, settings: Settings, file_id: str
+    ) -> None:
+        plan = self.told(world, settings, self.auto(file_id))["plan"]
+        assert 2.5 < float(plan["passes"]) <= 3
+        assert {a["compute_factor"] for a in plan["alternatives"]} == {"0.5", "2"}
+
+    def test_what_is_given_stays(self, world: lw.World, settings: Settings, file_id: str) -> None:
+        steps = self.told(world, settings, self.auto(file_id, minutes_max="40", steps_max=90))
+        assert steps["steps_max"] == 90
+        parameters = {"supervised": {"hyperparameters": {"batch_size": 700}}}
+        body = request(
+            file_id, method=parameters, privacy={"target_epsilon": "3", "minutes_max": "40"}
+        )
+        assert self.told(world, settings, body)["batch_size"] == 700
+
+    @pytest.mark.parametrize(
+        ("privacy", "parameters"),
+        [
+            ({"minutes_max": "0"}, {}),
+            ({"minutes_max": "5", "steps_max": 9}, {"batch_size": 70}),
+            ({"minutes_max": "5"}, {"n_epochs": 2}),
+        ],
+    )
+    def test_minutes_that_leave_nothing_to_choose_are_refused(
+        self,
+        world: lw.World,
+        settings: Settings,
+        file_id: str,
+        privacy: dict[str, Any],
+        parameters: dict[str, Any],
+    ) -> None:
+        body = request(
+            file_id,
+            method={"supervised": {"hyperparameters": parameters}},
+            privacy={"target_epsilon": "3", **privacy},
+        )
+        with pytest.raises(FieldInvalid) as refused:
+            self.told(world, settings, body)
+        assert refused.value.param == "privacy.minutes_max"
+
+    def test_minutes_too_few_for_what_is_fixed_are_told(
+        self, world: lw.World, settings: Settings, file_id: str
+    ) -> None:
+        body = self.auto(file_id, minutes_max="1", steps_max=800)
+        assert "minutes_above_limit" in self.told(world, settings, body)["warnings"]
 
 
 class TestCancel:
