@@ -16,7 +16,6 @@ from dp_core.plan import Performance
 from dp_core.plan_optimizer import PlanOptimizer
 from dp_core.ports import ChunkPermit
 from dp_core.step import make_engine, summed_backward
-from tests.dp_core.conftest import adapted
 from tests.dp_core.engine_cases import (
     PERMIT,
     NoNoise,
@@ -26,6 +25,7 @@ from tests.dp_core.engine_cases import (
     settings_for,
     without,
 )
+from tests.dp_core.models import adapted
 
 
 class UnitNoise(NoiseSource):
