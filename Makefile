@@ -9,10 +9,11 @@ PIP_ARGS ?=
 DATA ?=
 EPSILON ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 PACKAGES := dp_core controller service migrations deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types imports format bench test-slow test-faults test-gpu clean
+.PHONY: help install demo test check lint types imports format bench bench-engine test-slow test-faults test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +54,9 @@ imports: $(STAMP) ## knowledge flows one way
 
 bench: $(STAMP) ## ratios that must hold, measured here
 	$(BIN)/python -m pytest -m bench -s
+
+bench-engine: $(STAMP) ## a private step against a plain one, and Opacus' [BENCH_ARGS=--help]
+	$(BIN)/python -m tests.benchmarks.engine --out build/bench $(BENCH_ARGS)
 
 test-slow: $(STAMP) ## minutes of compute
 	$(BIN)/python -m pytest -m slow
