@@ -4,8 +4,7 @@ A public seed cuts the coordinates of every clip group into m blocks with random
 Canary i is its block in each group, far above the clip norm. Supports are disjoint, so
 that all m scores of a step are one `bincount` over the coordinates (audit.md 4).
 
-What a canary adds to a sum is no patient's secret, but who is in it is the audit's: the
-trainer sees `IncludedCanaries` and their vectors, never the coins or the seed.
+This is the audit code's side; the trainer's is `dp_core.audit.units`.
 """
 
 from __future__ import annotations
@@ -14,16 +13,12 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dp_core.audit.errors import AuditInvalid
 from dp_core.events import canonical_digest
 from dp_core.mechanism import GroupLayout, StepSettings
-
-if TYPE_CHECKING:
-    import torch
 
 AMPLITUDE = 10.0  # canary norm per group in units of its clip norm: always clipped
 # The clip rules of privacy.md G11, restated: the audit must not read them from the engine.
@@ -60,7 +55,10 @@ class PartitionCanaries:
         if canaries < 1:
             raise AuditInvalid("canaries", "below 1")
         self.layout, self.canaries = layout, canaries
-        self._blocks, self._signs = _partition(max(layout.sizes), canaries, construction_seed)
+        longest = max(layout.sizes)
+        blocks, signs = _partition(longest, canaries, construction_seed)
+        self._positions = _positions(blocks)  # (runs, m)
+        self._blocks, self._signs = blocks.reshape(-1)[:longest], signs.reshape(-1)[:longest]
         counts = {n: np.bincount(self._blocks[:n], minlength=canaries) for n in set(layout.sizes)}
         self._counts = np.stack([counts[n] for n in layout.sizes], axis=1)  # (m, K) coordinates
         self.is_carried: np.ndarray = self._counts > 0  # (m, K)
@@ -104,19 +102,17 @@ class PartitionCanaries:
         Norm 10 C; a row of zeros for a canary the group does not carry.
         """
         size = self.layout.sizes[group]
-        row_of = np.full(self.canaries, -1)
-        row_of[ids] = np.arange(len(ids))
-        rows = row_of[self._blocks[:size]]  # (size,), -1 for canaries not asked for
-        columns = np.flatnonzero(rows >= 0)
-        vectors = np.zeros((len(ids), size), dtype=np.float32)
+        positions = self._positions[: math.ceil(size / self.canaries), ids]  # (runs, n)
+        run, row = np.nonzero(positions < size)
+        columns = positions[run, row]
         lengths = np.sqrt(np.maximum(self._counts[ids, group], 1))
-        amplitude = AMPLITUDE * clip_norm / lengths[rows[columns]]
-        vectors[rows[columns], columns] = self._signs[columns] * amplitude
+        vectors = np.zeros((len(ids), size), dtype=np.float32)
+        vectors[row, columns] = self._signs[columns] * (AMPLITUDE * clip_norm / lengths[row])
         return vectors
 
 
 def _partition(size: int, canaries: int, construction_seed: str) -> tuple[np.ndarray, np.ndarray]:
-    """Block and sign of each coordinate, (size,) int32 and float32.
+    """Block and sign of each coordinate, (runs, m) int32 and float32, the last run in full.
 
     Every run of m coordinates meets every block once, so that any prefix is cut into
     blocks whose sizes differ by at most one; the first run is in order. From SHAKE-256
@@ -128,60 +124,16 @@ def _partition(size: int, canaries: int, construction_seed: str) -> tuple[np.nda
     blocks = np.argsort(words >> np.uint64(1), axis=1, kind="stable").astype(np.int32)
     blocks[0] = np.arange(canaries)
     signs = np.where(words & np.uint64(1), -1, 1).astype(np.float32)
-    return blocks.reshape(-1)[:size], signs.reshape(-1)[:size]
+    return blocks, signs
 
 
-class IncludedCanaries:
-    """What the trainer may know: so many extra units, each with a vector per group (AU11).
-
-    Units are numbered in a fresh random order, apart from the manifest's. Append them to
-    the patients of the one Poisson sampler (AU4): of a population of `patients + len(self)`,
-    the indices from `patients` on are `unit`s of this object, shifted by `patients`.
-    """
-
-    def __init__(
-        self,
-        geometry: PartitionCanaries,
-        is_member: np.ndarray,
-        order: np.random.Generator | None = None,
-    ) -> None:
-        """`order`: for tests; by default a generator of its own, seeded by the system."""
-        if is_member.shape != (geometry.canaries,):
-            raise AuditInvalid("coins", "needs one coin per canary")
-        self._geometry = geometry
-        self._ids = (order or np.random.default_rng()).permutation(np.flatnonzero(is_member))
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def drawn(self, units: np.ndarray, settings: StepSettings) -> StepCanaries:
-        """The canaries of one step: drawn `units`, clipped under `settings`."""
-        return StepCanaries(
-            geometry=self._geometry, canary_indices=self._ids[units], settings=settings
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StepCanaries:
-    """Canary rows of one step, for the input of the clip-and-sum call (E8, AU15).
-
-    `canary_indices` goes to the audit code after the step, and to nobody else.
-    """
-
-    geometry: PartitionCanaries
-    canary_indices: np.ndarray  # (n,)
-    settings: StepSettings
-
-    def rows(self, group_index: int, like: torch.Tensor) -> torch.Tensor | None:
-        """(n, size) float32 on the device of `like`; None if no canary was drawn."""
-        import torch  # here alone: a verifier of audits needs no torch
-
-        if len(self.canary_indices) == 0:
-            return None
-        vectors = self.geometry.vectors(
-            self.canary_indices, group_index, self.settings.clip_norms[group_index]
-        )
-        return torch.from_numpy(vectors).to(like.device)
+def _positions(blocks: np.ndarray) -> np.ndarray:
+    """The coordinate of each block in each run, (runs, m): the inverse of `blocks`."""
+    runs, canaries = blocks.shape
+    coordinates = np.arange(runs * canaries, dtype=np.int32).reshape(runs, canaries)
+    positions = np.empty_like(blocks)
+    np.put_along_axis(positions, blocks, coordinates, axis=1)
+    return positions
 
 
 class MembershipScores:

@@ -92,9 +92,18 @@ class Manifest:
 
 
 def new_manifest(
-    *, kind: CanaryKind, canaries: int, layout_digest: str, steps_planned: int, score: str
+    *,
+    kind: CanaryKind,
+    canaries: int,
+    layout_digest: str,
+    steps_planned: int,
+    score: str,
+    alpha_gate: str = "0.001",
 ) -> Manifest:
-    """A manifest with a construction seed and ids of its own, never used before (AU13)."""
+    """A manifest with a construction seed and ids of its own, never used before (AU13).
+
+    Two kinds of canaries in one job share `alpha_gate` equally: 0.0005 each (AU29).
+    """
     seed = secrets.token_hex(SEED_BYTES)
     return Manifest(
         kind=kind,
@@ -105,6 +114,7 @@ def new_manifest(
         k_minus=canaries // GUESSED_ONE_IN,
         score=score,
         looks=look_steps(steps_planned),
+        alpha_gate=alpha_gate,
     )
 
 

@@ -15,14 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dp_core.audit.canaries import (
-    IncludedCanaries,
-    MembershipScores,
-    PartitionCanaries,
-    StepCanaries,
-)
+from dp_core.audit.canaries import MembershipScores, PartitionCanaries
 from dp_core.audit.coins import CoinSeed, look_steps
 from dp_core.audit.selftest import SelfTest, SelfTestResult
+from dp_core.audit.units import IncludedCanaries, StepCanaries
 from dp_core.clipping import clip_and_sum
 from dp_core.mechanism import GroupLayout, StepSettings, admit
 from dp_core.plan import RunPlan
