@@ -130,21 +130,31 @@ class SelfTest:
         self._cross_cells = np.zeros((groups, groups))
         self._cross_squares = np.zeros((groups, groups))  # of the row's group, cells shared
         self._leak = np.zeros(groups)
+        self._is_finite = True
 
     def add(
         self, step: StepScores, canary_indices: np.ndarray, settings: StepSettings
     ) -> Look | None:
         """One released step, the canaries it drew and its journalled settings.
 
-        Returns the look if this step is one. Must be called for every step, in order.
+        Returns the look if this step is one. Must be called for every step, in order. A
+        score that is not finite is an alarm at every look from there on.
+
+        Raises:
+            AuditInvalid: a canary was drawn that the coins left out.
         """
         drawn = np.zeros(len(self._is_carried), dtype=bool)
         drawn[canary_indices] = True
+        if drawn.sum() != drawn[self._members].sum():
+            raise AuditInvalid("canary_indices", "a canary that was left out was drawn")
         self._draws.add(drawn[self._members])
         self._steps += 1
         self._leak = np.maximum(self._leak, self._leak_of(settings))
-        self._take_sampled(step, drawn)
-        self._take_free(step.values, self._is_carried & ~drawn[:, None])
+        if np.isfinite(step.values).all():
+            self._take_sampled(step, drawn)
+            self._take_free(step.values, self._is_carried & ~drawn[:, None])
+        else:
+            self._is_finite = False
         if self._steps not in self._planned:
             return None
         look = Look(step=self._steps, p_values=self._adjusted())
@@ -184,7 +194,7 @@ class SelfTest:
 
     def _adjusted(self) -> dict[str, float]:
         raw = {
-            "variance": _shared(self._variance_p()),
+            "variance": _shared(self._variance_p()) if self._is_finite else 0.0,
             "mean": _shared(self._mean_p()),
             "lag1": _shared(self._lag_p()),
             "cross_group": _smallest(self._cross_p()),

@@ -8,11 +8,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dp_core.audit.canaries import PartitionCanaries
+from dp_core.audit.canaries import PartitionCanaries, StepScores
 from dp_core.audit.errors import AuditInvalid
 from dp_core.audit.selftest import ALARM_LEVEL, Look, SelfTest, SelfTestResult
 from tests.dp_core.audit import toy
-from tests.dp_core.audit.toy import SIGMA_OF_EPSILON, ToyMechanism, run_toy, toy_layout
+from tests.dp_core.audit.toy import (
+    SIGMA_OF_EPSILON,
+    ToyMechanism,
+    run_toy,
+    toy_layout,
+    toy_settings,
+)
 
 TABLE_LEVEL = 1e-4  # of the table of expected speeds
 # Fault: steps until flagged at epsilon 1 and at epsilon 8, K = 24, q = .0256, m = 1000.
@@ -224,20 +230,42 @@ class TestVerdict:
         assert result(looks=(look(1e-9), look(0.5))).verdict == "FAIL"
 
 
+def fresh_selftest(groups: int = 2) -> SelfTest:
+    """Twenty canaries, nine of them members."""
+    geometry = PartitionCanaries(toy_layout(groups, 50), canaries=20, construction_seed="5eed")
+    return SelfTest(
+        is_carried=geometry.is_carried,
+        members=np.arange(9),
+        sampling_probability="0.1",
+        batch_size_expected=3,
+        looks=(1, 2),
+    )
+
+
 class TestSelfTest:
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_a_score_that_is_not_finite_is_an_alarm(self, value: float) -> None:
+        """NaN compares with nothing; it must not read as silence."""
+        selftest, settings = fresh_selftest(), next(toy_settings(2))
+        values = np.zeros((20, 2))
+        values[3, 1] = value
+        step = StepScores(values=values, expected=np.ones((20, 2)))
+        look = selftest.add(step, np.array([1]), settings)
+        assert look is not None
+        assert look.min_p == 0.0
+        assert selftest.result().verdict == "FAIL"
+
+    def test_a_canary_the_coins_left_out_cannot_be_drawn(self) -> None:
+        step = StepScores(values=np.zeros((20, 2)), expected=np.ones((20, 2)))
+        with pytest.raises(AuditInvalid, match="left out"):
+            fresh_selftest().add(step, np.array([9]), next(toy_settings(2)))
+
     def test_looks_only_at_the_public_steps(self) -> None:
         run = run_toy(steps=20)
         assert [each.step for each in run.result.looks] == [1, 2, 5, 10, 20]
 
     def test_before_the_first_step_nothing_is_known(self) -> None:
-        geometry = PartitionCanaries(toy_layout(2, 50), canaries=20, construction_seed="5eed")
-        empty = SelfTest(
-            is_carried=geometry.is_carried,
-            members=np.arange(9),
-            sampling_probability="0.1",
-            batch_size_expected=3,
-            looks=(1, 2),
-        ).result()
+        empty = fresh_selftest().result()
         assert (empty.min_p, empty.lag1, empty.cross_group) == (None, None, None)
         assert empty.var_ratio == empty.mean_ratio == (None, None)
         assert empty.verdict == "INCONCLUSIVE"

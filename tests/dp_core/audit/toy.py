@@ -281,6 +281,12 @@ def run_toy(
     return ToyRun(result=selftest.result(), scores=membership.values, is_member=is_member)
 
 
+def toy_settings(groups: int) -> Iterator[StepSettings]:
+    """Constant settings for `groups` groups of 50 coordinates."""
+    layout = toy_layout(groups, 50)
+    return _settings("1", layout, np.random.default_rng(0), 9, False)
+
+
 def _settings(
     sigma: str, layout: GroupLayout, generator: np.random.Generator, steps: int, moves_clips: bool
 ) -> Iterator[StepSettings]:
