@@ -21,7 +21,7 @@ from dp_core.audit.canaries import (
 )
 from dp_core.audit.errors import AuditInvalid
 from dp_core.audit.selftest import SelfTest
-from dp_core.clipping import clip_and_sum, clip_whitened
+from dp_core.clipping import clip_and_sum, whitened_factors
 from dp_core.mechanism import GroupLayout, StepSettings, admit
 from dp_core.plan import ClipFactor
 from dp_core.ports import GroupActions
@@ -93,21 +93,18 @@ def clipped_rows(settings: StepSettings) -> list[torch.Tensor]:
     parts = [
         torch.from_numpy(GEOMETRY.vectors(SEVERAL, k, c)) for k, c in enumerate(settings.clip_norms)
     ]
-    rows: list[list[torch.Tensor]] = [[] for _ in parts]
-    for i in range(len(SEVERAL)):
-        alone, mask = [p[i : i + 1].clone() for p in parts], torch.ones(1)
-        if settings.rule == "whitened":
-            clipped = clip_whitened(
-                [[a] for a in alone], settings.clip_norms, settings.whitening_weights, mask
-            )
-        else:
-            clipped = [
-                clip_and_sum([a], c, mask, settings.factor)
-                for a, c in zip(alone, settings.clip_norms, strict=True)
-            ]
-        for group, part in zip(rows, clipped, strict=True):
-            group.append(part.raw_sums[0])
-    return [torch.stack(group) for group in rows]
+    if settings.rule == "whitened":
+        norms = torch.stack([p.norm(dim=1) for p in parts])
+        weights = torch.tensor(settings.whitening_weights)[:, None]
+        factors = whitened_factors(norms, weights, torch.ones(len(SEVERAL)))
+        return [factors[:, None] * p for p in parts]
+    mask = torch.ones(1)
+    return [
+        torch.stack(
+            [clip_and_sum([row[None]], c, mask, settings.factor).raw_sums[0] for row in part]
+        )
+        for part, c in zip(parts, settings.clip_norms, strict=True)
+    ]
 
 
 RULES = [
