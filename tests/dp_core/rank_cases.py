@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -15,13 +16,20 @@ from controller.observation import describe_groups
 from controller.reference import ReferencePolicy
 from dp_core.distributed import ProcessRanks
 from dp_core.follower import Follower
+from dp_core.lora import clip_groups, layout_of
+from dp_core.mechanism import admit
 from dp_core.noise import NoiseSource
 from dp_core.plan import Performance, RunPlan
+from dp_core.plan_optimizer import PlanOptimizer, ReleasedStep
+from dp_core.ports import GroupActions
 from dp_core.ranks import Ranks
 from dp_core.records import Blocks
 from dp_core.sampling import PoissonSampler
+from dp_core.step import PrivateStep, make_engine
 from dp_core.telemetry import Raw
 from dp_core.training import PrivateTraining
+from tests.dp_core.conftest import make_plan
+from tests.dp_core.engine_cases import PERMIT
 from tests.fakes import MemoryJournal, MemoryProgress, MemoryStore
 
 T = TypeVar("T")
@@ -41,7 +49,7 @@ def on_threads(world: int, work: Callable[[Ranks], T], *, seconds: float = 20) -
             ]
             results[rank] = work(ProcessRanks(orders=made[0], sums=made[1]))
         except Exception as error:
-            results[rank] = error
+            results[rank] = error.with_traceback(None)  # its frames would keep sockets open
 
     threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world)]
     for thread in threads:
@@ -62,6 +70,9 @@ class FixedSampler(PoissonSampler):
     def draw(self) -> Raw[np.ndarray]:
         self.drawn += 1
         return Raw(self._draws[(self.drawn - 1) % len(self._draws)])
+
+    def pick(self, raw_choices: int, count: int) -> np.ndarray:
+        return np.arange(min(raw_choices, count))
 
 
 class KeptNoise(NoiseSource):
@@ -138,3 +149,60 @@ def furthest(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Ten
         float((found[n].double() - e.double()).abs().max() / e.double().abs().max().clamp(min=1e-9))
         for n, e in expected.items()
     )
+
+
+UNEVEN = [3, 5, 8, 9, 11, 14, 20]  # two ranks, three slots each: 4 and 3 patients
+JOB_DRAWS = [UNEVEN, [], list(range(17)), [1]]
+
+
+class OneStep:
+    """A step of SGD on one rank of a world."""
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        model: Any,
+        blocks: Blocks,
+        drawn: list[int],
+        *,
+        noise: Any = None,
+        sum_dtype: Any = "float32",
+        plan: RunPlan | None = None,
+    ) -> None:
+        plan = dataclasses.replace(plan or make_plan(), rows_per_patient_max=2)
+        performance = Performance(patients_per_microbatch=3)
+        self.groups = clip_groups(model)
+        leads = ranks.rank == 0
+        self.noise = (noise or KeptNoise(1)) if leads else None
+        self.optimizer = PlanOptimizer(
+            torch.optim.SGD([{"params": list(g.parameters)} for g in self.groups], lr=1.0),
+            groups=self.groups,
+            engine=make_engine(model, self.groups, performance),
+            noise_source=self.noise,
+            batch_size_expected=10,
+            sum_dtype=sum_dtype,
+            ranks=ranks,
+        )
+        count = len(self.groups)
+        actions, references = GroupActions.neutral(count), (0.02,) * count
+        self.settings = admit(plan, layout_of(self.groups), references, actions)
+        self.runner = PrivateStep(
+            model=model,
+            optimizer=self.optimizer,
+            records=blocks.training,
+            sampler=FixedSampler([drawn]) if leads else None,
+            plan=plan,
+            performance=performance,
+            ranks=ranks,
+        )
+
+    def run(self) -> ReleasedStep:
+        return self.runner.run(PERMIT, self.settings, 0)
+
+    def weights(self) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for g in self.groups for p in g.parameters])
+
+
+def flat(released: ReleasedStep) -> torch.Tensor:
+    loss = torch.tensor([released.loss_sum], dtype=torch.float64)
+    return torch.cat([released.gradient.double(), released.bit_sums.double(), loss])
