@@ -41,7 +41,7 @@ from dp_core.plan import Performance
 from dp_core.planner import PlanRequest, sampling_probability
 from dp_core.ports import ChunkPermit
 from dp_core.records import IGNORED, PaddedRows, PatientRecords, patient_losses
-from dp_core.sampling import microbatches, padded
+from dp_core.sampling import PoissonSampler, microbatches, padded
 from tests.dp_core.models import VOCABULARY, adapted, tiny_llama
 from tests.dp_core.test_refusals import plan
 
