@@ -117,7 +117,7 @@ class TestSameUpdate:
         for ours, first in zip(found[1], found[0], strict=True):
             assert torch.equal(ours, first)
 
-    def test_of_grid_sums_is_bit_equal_in_every_world(self, blocks: Blocks) -> None:
+    def test_of_grid_sums_with_noise_in_quanta(self, blocks: Blocks) -> None:
         class GridNoise(NoNoise):
             def draw_integers(self, permit: Any, length: int) -> torch.Tensor:
                 return torch.arange(length, dtype=torch.int64) - length // 2
