@@ -29,6 +29,8 @@
     │   ├── AdapterReused          an adapter ran twice in one microbatch
     │   ├── GradientMissing
     │   ├── SelfCheckFailed
+    │   ├── RanksDiffer            the processes of one job do not hold the same state
+    │   ├── RankLost               another process of the job failed or went silent
     │   └── StepFailed             a step broke; carries its index and nothing else
     ├── RecordsUnreadable          the frozen dataset version cannot be read
     └── CheckpointMismatch
@@ -162,6 +164,14 @@ class GradientMissing(EngineError):
 
 class SelfCheckFailed(EngineError):
     """The per-patient gradients disagree with a loop of single-patient backwards."""
+
+
+class RanksDiffer(EngineError):
+    """The processes of one job do not hold the same plan, records, weights or moments."""
+
+
+class RankLost(EngineError):
+    """Another process of the job failed or went silent; the attempt is over."""
 
 
 class StepFailed(EngineError):

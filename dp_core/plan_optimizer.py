@@ -21,6 +21,7 @@ from dp_core.noise import NoiseSource
 from dp_core.optimizer import PrivateOptimizer
 from dp_core.plan import SumDtype
 from dp_core.ports import ChunkPermit
+from dp_core.ranks import SINGLE, Ranks
 from dp_core.raw_sums import RawSums
 
 
@@ -52,16 +53,20 @@ class PlanOptimizer(PrivateOptimizer):
         *,
         groups: Sequence[ClipGroup],
         engine: ClippingEngine,
-        noise_source: NoiseSource,
+        noise_source: NoiseSource | None,
         batch_size_expected: int,
         sum_dtype: SumDtype = "float32",
         device: str = "cpu",
+        ranks: Ranks = SINGLE,
     ) -> None:
+        if (noise_source is None) == (ranks.rank == 0):
+            raise InvariantViolation("Rank 0 alone owns a noise source.")
         self._bound = False
         self.groups = tuple(groups)
-        self._engine, self._noise_source = engine, noise_source
+        self._engine, self._noise_source, self._ranks = engine, noise_source, ranks
         self._sums = RawSums(layout_of(self.groups), dtype=sum_dtype, device=device)
         self._permit: ChunkPermit | None = None
+        self._was_added_up = False
         self._armed_settings: StepSettings | None = None
         self._raw_losses: torch.Tensor | None = None
         self._slot_mask = torch.zeros(0)
@@ -107,7 +112,7 @@ class PlanOptimizer(PrivateOptimizer):
         if settings.layout != self._sums.layout:
             raise PlanViolation("The settings are made for other clip groups.")
         self._permit, self._armed_settings, self._canaries = permit, settings, canaries
-        self.released = None
+        self.released, self._was_added_up = None, False
         self._sums.clear(settings)
 
     def open_microbatch(self, *, slot_mask: torch.Tensor, rows_per_patient: int) -> None:
@@ -137,11 +142,18 @@ class PlanOptimizer(PrivateOptimizer):
         self._raw_losses = None
 
     def add_noise(self) -> None:
-        """One flat noise vector over groups, bits and loss (N1), against the permit."""
+        """One flat noise vector over groups, bits and loss (N1), against the permit.
+
+        Rank 0 adds it to its own sums; only then are the sums of all ranks added up (W3).
+        """
         permit = self._permit
         if permit is None:
             raise InvariantViolation("A step needs a permit before its noise.")
-        z = self._sums.noised(self._noise(permit, len(self._sums.vector)))
+        if self._noise_source is not None:
+            self._sums.add_noise(self._noise(self._noise_source, permit))
+        self._was_added_up = True
+        self._ranks.add_up(self._sums.vector)
+        z = self._sums.in_units()
         self._permit = None
         self._sums.vector.zero_()
         count = self._sums.coordinates
@@ -152,10 +164,17 @@ class PlanOptimizer(PrivateOptimizer):
             loss_sum=float(z[-1]),
         )
 
-    def _noise(self, permit: ChunkPermit, length: int) -> torch.Tensor:
+    def _noise(self, source: NoiseSource, permit: ChunkPermit) -> torch.Tensor:
+        length = len(self._sums.vector)
         if self._sums.is_grid:
-            return self._noise_source.draw_integers(permit, length)
-        return self._noise_source.draw(permit, length)
+            return source.draw_integers(permit, length)
+        return source.draw(permit, length)
+
+    def abandon(self) -> None:
+        """A step broke on this rank: fails it on the others, which wait for its sums."""
+        if self._permit is not None and not self._was_added_up:
+            self._was_added_up = True
+            self._ranks.drop_out(self._sums.vector)
 
     def scale_grad(self) -> None:
         """Divides by the public expected batch size, never by the number drawn (G8)."""

@@ -87,15 +87,18 @@ class RawSums:
             return terms.sum(dim=1).to(self.vector)
         return (terms.double() / quantum).trunc().to(torch.int64).sum(dim=1)
 
-    def noised(self, noise: torch.Tensor | None) -> torch.Tensor:
-        """The vector plus its noise, in real units. Released from here on.
+    def add_noise(self, noise: torch.Tensor) -> None:
+        """Adds unit Gaussians, or whole numbers of std 2^14 with `integer_grid` (N1).
 
-        `noise`: unit Gaussian, or whole numbers of std 2^14 with `integer_grid`; None on a
-        device that adds none because another one does.
+        Several ranks: one of them adds it, before the sums of all are added up (W3).
         """
+        if self.is_grid:
+            self.vector += noise.to(self.vector.device)
+        else:
+            self.vector += noise.to(self.vector) * self._stds
+
+    def in_units(self) -> torch.Tensor:
+        """A copy of the vector in real units. Released from here on."""
         if not self.is_grid:
-            if noise is None:
-                return self.vector.clone()
-            return self.vector + noise.to(self.vector) * self._stds
-        total = self.vector if noise is None else self.vector + noise.to(self.vector.device)
-        return total.double() * (self._stds / GRID_QUANTA)
+            return self.vector.clone()
+        return self.vector.double() * (self._stds / GRID_QUANTA)

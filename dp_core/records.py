@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from dp_core.errors import RecordsUnreadable
-from dp_core.sampling import PoissonSampler, is_validation_patient
+from dp_core.sampling import PoissonSampler, is_validation_patient, padded
+from dp_core.telemetry import Raw
 
 IGNORED = -100  # target of a padding position
 _TOKENIZE_BATCH = 512
@@ -75,20 +76,43 @@ class PatientRecords:
         starts = self._raw_row_starts[first : end + 1]
         return [self._raw_tokens[a:b] for a, b in itertools.pairwise(starts)]
 
-    def batch(
-        self, raw_patients: np.ndarray, *, rows_per_patient: int, sampler: PoissonSampler
-    ) -> PaddedRows:
-        """Rows of the drawn patients; -1 gives a free slot with a public dummy row."""
-        slots = len(raw_patients)
+    def draw(
+        self, sampler: PoissonSampler, *, rows_per_patient: int, slots_at_once: int
+    ) -> Raw[np.ndarray]:
+        """Patients and rows of one step, int64 (S, 1 + R), S a multiple of `slots_at_once`.
+
+        Column 0 is the patient, the others the rows picked (L6); -1 is a free place. All
+        randomness of a step but the noise is in it, so that one rank can draw for all.
+        """
+        raw_drawn = sampler.draw().reveal_inside_step()
+        chosen = self.choose_rows(raw_drawn, sampler, rows_per_patient)
+        return Raw(padded(chosen, slots_at_once))
+
+    def choose_rows(
+        self, raw_patients: np.ndarray, sampler: PoissonSampler, rows_per_patient: int
+    ) -> np.ndarray:
+        """(n, 1 + R): each patient with min(R, own) of their rows, picked anew (L6)."""
+        chosen = np.full((len(raw_patients), 1 + rows_per_patient), -1, dtype=np.int64)
+        chosen[:, 0] = raw_patients
+        for line, patient in zip(chosen, raw_patients, strict=True):
+            if patient < 0:
+                continue
+            picked = sampler.pick(len(self.raw_rows_of(int(patient))), rows_per_patient)
+            line[1 : 1 + len(picked)] = picked
+        return chosen
+
+    def batch(self, raw_slots: np.ndarray) -> PaddedRows:
+        """Rows of drawn slots, (P, 1 + R); -1 gives a free slot with a public dummy row."""
+        slots, rows_per_patient = len(raw_slots), raw_slots.shape[1] - 1
         tokens = torch.full((slots * rows_per_patient, self._length), self._pad_id)
         targets = torch.full_like(tokens, IGNORED)
         mask = torch.zeros(slots)
         share = torch.zeros(slots * rows_per_patient)
-        for slot, patient in enumerate(raw_patients):
+        for slot, (patient, *choices) in enumerate(raw_slots.tolist()):
             if patient < 0:
                 continue
-            rows = self.raw_rows_of(int(patient))
-            picked = sampler.pick(len(rows), rows_per_patient)
+            rows = self.raw_rows_of(patient)
+            picked = [choice for choice in choices if choice >= 0]
             mask[slot] = 1.0
             for offset, choice in enumerate(picked):
                 line = slot * rows_per_patient + offset
@@ -97,6 +121,16 @@ class PatientRecords:
                 targets[line, : len(row) - 1] = row[1:]
                 share[line] = 1.0 / len(picked)
         return PaddedRows(tokens=tokens, targets=targets, slot_mask=mask, row_share=share)
+
+    def raw_digest(self) -> bytes:
+        """SHA-256 over every patient's rows in order. Secret; ranks compare it."""
+        digest = hashlib.sha256()
+        for patient in range(self.raw_size):
+            rows = self.raw_rows_of(patient)
+            digest.update(np.asarray([len(rows), *map(len, rows)], dtype=np.int64).tobytes())
+            for row in rows:
+                digest.update(row.astype(np.int32).tobytes())
+        return digest.digest()
 
 
 @dataclass(frozen=True, kw_only=True)

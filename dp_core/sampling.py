@@ -68,19 +68,32 @@ class PoissonSampler:
 
 @dataclass(frozen=True, kw_only=True)
 class Microbatch:
-    """Slots of one forward pass. -1 marks a free slot, filled with a public dummy row."""
+    """Slots of one forward pass: (P, 1 + R) patient and row choice, -1 where free.
 
-    raw_patients: np.ndarray  # (P,) indices or -1
+    A free slot is filled with a public dummy row.
+    """
+
+    raw_slots: np.ndarray
     is_last: bool  # noise is added after this one and no other (S5)
 
 
-def microbatches(raw_drawn: np.ndarray, patients_per_microbatch: int) -> Iterator[Microbatch]:
-    """Cuts a draw into ceil(n/P) microbatches, at least one, each of exactly P slots (S4)."""
-    count = max(1, -(-len(raw_drawn) // patients_per_microbatch))
-    slots = np.full(count * patients_per_microbatch, -1, dtype=np.int64)
+def padded(raw_drawn: np.ndarray, multiple: int) -> np.ndarray:
+    """(n, ...) to (S, ...) with free slots, S the next multiple and at least one (S4).
+
+    `multiple` is the slots that all ranks take at once: with it every rank runs the same
+    number of microbatches, and S tells no more than that number.
+    """
+    rounds = max(1, -(-len(raw_drawn) // multiple))
+    slots = np.full((rounds * multiple, *raw_drawn.shape[1:]), -1, dtype=np.int64)
     slots[: len(raw_drawn)] = raw_drawn
-    for index, part in enumerate(slots.reshape(count, patients_per_microbatch)):
-        yield Microbatch(raw_patients=part, is_last=index == count - 1)
+    return slots
+
+
+def microbatches(raw_slots: np.ndarray, patients_per_microbatch: int) -> Iterator[Microbatch]:
+    """Cuts padded slots into microbatches of exactly P slots."""
+    parts = raw_slots.reshape(-1, patients_per_microbatch, *raw_slots.shape[1:])
+    for index, part in enumerate(parts):
+        yield Microbatch(raw_slots=part, is_last=index == len(parts) - 1)
 
 
 def is_validation_patient(split_key: bytes, patient_id: str, fraction: str) -> bool:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from dp_core.engine import CanaryRows, ClippingEngine
-from dp_core.errors import DpCoreError, InvariantViolation, StepFailed
+from dp_core.errors import DpCoreError, InvariantViolation, RankLost, StepFailed
 from dp_core.lora import ClipGroup
 from dp_core.mechanism import StepSettings
 from dp_core.opacus_hooks import OpacusHooksEngine
@@ -20,6 +21,7 @@ from dp_core.per_sample import OneBackwardEngine
 from dp_core.plan import Performance, RunPlan
 from dp_core.plan_optimizer import PlanOptimizer, ReleasedStep
 from dp_core.ports import ChunkPermit
+from dp_core.ranks import SINGLE, Ranks
 from dp_core.records import PaddedRows, PatientRecords, patient_losses
 from dp_core.sampling import PoissonSampler, microbatches
 
@@ -37,16 +39,20 @@ class PrivateStep:
         model: Any,
         optimizer: PlanOptimizer,
         records: PatientRecords,
-        sampler: PoissonSampler,
+        sampler: PoissonSampler | None,
         plan: RunPlan,
         performance: Performance,
+        ranks: Ranks = SINGLE,
     ) -> None:
+        if (sampler is None) == (ranks.rank == 0):
+            raise InvariantViolation("Rank 0 alone owns a sampler.")
         self._model = model
         self._optimizer = optimizer
         self._records = records
         self._sampler = sampler
         self._plan = plan
         self._performance = performance
+        self._ranks = ranks
 
     def run(
         self,
@@ -59,10 +65,13 @@ class PrivateStep:
 
         Raises:
             PermitExhausted: the permit's steps are used; nothing was drawn.
-            StepFailed: anything from the data path, without its text or cause.
+            StepFailed: anything from the data path, without its text or cause; on every
+                rank when it happened on one.
         """
         try:
             return self._run(permit, settings, canaries)
+        except RankLost:
+            raise StepFailed(step_index) from None
         except (DpCoreError, InvariantViolation):
             raise
         except Exception:
@@ -71,14 +80,25 @@ class PrivateStep:
     def _run(
         self, permit: ChunkPermit, settings: StepSettings, canaries: CanaryRows | None
     ) -> ReleasedStep:
+        self._optimizer.arm(permit, settings, canaries)
+        raw_slots = self._ranks.deal(self._draw)
+        try:
+            return self._sum_up(raw_slots)
+        except Exception:
+            self._optimizer.abandon()
+            raise
+
+    def _draw(self) -> np.ndarray:
+        assert self._sampler is not None, "only rank 0 draws"
+        size = self._performance.patients_per_microbatch * self._ranks.world_size
+        return self._records.draw(
+            self._sampler, rows_per_patient=self._plan.rows_per_patient_max, slots_at_once=size
+        ).reveal_inside_step()
+
+    def _sum_up(self, raw_slots: np.ndarray) -> ReleasedStep:
         optimizer, each = self._optimizer, self._plan.rows_per_patient_max
-        optimizer.arm(permit, settings, canaries)
-        raw_drawn = self._sampler.draw().reveal_inside_step()
-        for batch in microbatches(raw_drawn, self._performance.patients_per_microbatch):
-            rows = self._records.batch(
-                batch.raw_patients, rows_per_patient=each, sampler=self._sampler
-            )
-            rows = to_device(rows, self._performance.device)
+        for batch in microbatches(raw_slots, self._performance.patients_per_microbatch):
+            rows = to_device(self._records.batch(batch.raw_slots), self._performance.device)
             optimizer.open_microbatch(slot_mask=rows.slot_mask, rows_per_patient=each)
             optimizer.take_losses(summed_backward(self._model, rows, self._performance))
             optimizer.signal_skip_step(not batch.is_last)

@@ -7,6 +7,7 @@ patients are drawn and noise is made. A window once opened stays charged.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,15 @@ import torch
 
 from dp_core.accounting import step_pico
 from dp_core.checkpoint import Snapshot, from_files, to_files
-from dp_core.errors import BudgetError, BudgetExhausted, GradientMissing, StepsExhausted
+from dp_core.errors import (
+    BudgetError,
+    BudgetExhausted,
+    GradientMissing,
+    RankLost,
+    StepsExhausted,
+)
 from dp_core.evaluation import HoldOutQuery
-from dp_core.lora import clip_groups, layout_of
+from dp_core.follower import window_document
 from dp_core.mechanism import (
     StepSettings,
     admit,
@@ -28,7 +35,6 @@ from dp_core.mechanism import (
 )
 from dp_core.noise import NoiseSource
 from dp_core.plan import Performance, RunPlan
-from dp_core.plan_optimizer import PlanOptimizer
 from dp_core.ports import (
     CheckpointStore,
     ChunkCharge,
@@ -40,10 +46,11 @@ from dp_core.ports import (
     ProgressSink,
     WindowReport,
 )
+from dp_core.ranks import SINGLE, Ranks
 from dp_core.records import Blocks
+from dp_core.replica import Replica
 from dp_core.sampling import PoissonSampler
-from dp_core.schedule import AveragedWeights, learning_rate, make_optimizer, rate_factors
-from dp_core.step import PrivateStep, make_engine
+from dp_core.schedule import learning_rate, rate_factors
 from dp_core.telemetry import ReleasedValue, WindowTelemetry
 from dp_core.window import WindowStatistics, initial_group_telemetry
 
@@ -60,7 +67,7 @@ class TrainingResult:
     last_validation_loss: ReleasedValue | None
 
 
-class PrivateTraining:
+class PrivateTraining(Replica):
     """One job's training on one model. Construct, then `run()` once.
 
     Guarantee: the transcript (weights after every step, telemetry, charges, stopping) is
@@ -79,38 +86,20 @@ class PrivateTraining:
         progress: ProgressSink,
         noise_source: NoiseSource,
         performance: Performance,
+        ranks: Ranks = SINGLE,
     ) -> None:
-        self.plan, self.model = plan, model
+        super().__init__(
+            plan=plan,
+            model=model,
+            blocks=blocks,
+            noise_source=noise_source,
+            performance=performance,
+            ranks=ranks,
+        )
         self.journal, self.checkpoints, self.progress = journal, checkpoints, progress
         self.noise_source = noise_source
-        self.groups = clip_groups(model, plan.clipping.grouping)
-        self.layout = layout_of(self.groups)
-        self.engine = make_engine(model, self.groups, performance)
-        self.optimizer = PlanOptimizer(
-            make_optimizer(self.groups, plan.optimizer),
-            groups=self.groups,
-            engine=self.engine,
-            noise_source=noise_source,
-            batch_size_expected=plan.batch_size_expected,
-            sum_dtype=plan.sum_dtype,
-            device=performance.device,
-        )
-        self.step_runner = PrivateStep(
-            model=model,
-            optimizer=self.optimizer,
-            records=blocks.training,
-            sampler=PoissonSampler(
-                sampling_probability=plan.sampling_probability,
-                raw_population_size=blocks.training.raw_size,
-            ),
-            plan=plan,
-            performance=performance,
-        )
         self.hold_out = self._hold_out(blocks, noise_source, performance)
-        parameters = [p for g in self.groups for p in g.parameters]
-        self.averaged = AveragedWeights(parameters, float(plan.optimizer.averaging_decay))
         self.references = (float(plan.clipping.clip_norm),) * len(self.groups)
-        self.step = 0
         self.chunk = -1
         self.previous_means: Sequence[torch.Tensor] | None = None
         self.unmoved: list[torch.Tensor] | None = None  # weights before the first step here
@@ -134,6 +123,7 @@ class PrivateTraining:
                 sampling_probability=self.plan.validation.sampling_probability,
                 raw_population_size=blocks.validation.raw_size,
             ),
+            ranks=self.ranks,
         )
 
     def run(self) -> TrainingResult:
@@ -142,22 +132,15 @@ class PrivateTraining:
         Raises:
             JournalError: a charge was not granted; nothing uncharged was drawn.
             StepFailed: a step broke; its window stays charged and the job can resume.
+            RanksDiffer, RankLost: the other processes of the job cannot go on with it.
         """
-        resumed = self._restore()
-        if not resumed:
-            self._evaluate(is_reported=False)  # finds the range; the next one measures in it
-            self.first_validation = self._evaluate()
-        self.unmoved = [p.detach().clone() for g in self.groups for p in g.parameters]
-        outcome: Outcome = "completed"
-        while self.step < self.plan.steps_planned:
-            if self.progress.stop_requested():
-                outcome = "cancelled"
-                break
-            try:
-                self._window()
-            except BudgetError:
-                outcome = "budget_stopped"
-                break
+        self.agree_on_job()
+        try:
+            outcome = self._windows()
+        except BaseException:
+            self._dismiss(is_failed=True)
+            raise
+        self._dismiss(is_failed=False)
         self.engine.detach()
         self.averaged.swap_in()
         return TrainingResult(
@@ -177,10 +160,32 @@ class PrivateTraining:
                 raise GradientMissing("The first step left an adapter tensor unchanged.")
         self.unmoved = None
 
+    def _dismiss(self, *, is_failed: bool) -> None:
+        # A rank that no longer listens has ended by itself.
+        with contextlib.suppress(RankLost):
+            self.ranks.tell("end", {"is_failed": is_failed})
+
+    def _windows(self) -> Outcome:
+        resumed = self._restore()
+        if not resumed:
+            self._evaluate(is_reported=False)  # finds the range; the next one measures in it
+            self.first_validation = self._evaluate()
+        self.unmoved = [p.detach().clone() for g in self.groups for p in g.parameters]
+        while self.step < self.plan.steps_planned:
+            if self.progress.stop_requested():
+                return "cancelled"
+            try:
+                self._window()
+            except BudgetError:
+                return "budget_stopped"
+        return "completed"
+
     def _window(self) -> None:
         action = self.policy.propose(self.telemetry)
         permit, settings = self._open(action)
         factors = rate_factors(self.plan.optimizer, action)
+        self.ranks.tell("window", window_document(permit, settings, factors))
+        self.agree_on_state()
         statistics = WindowStatistics(
             groups=self.groups,
             settings=settings,
@@ -190,13 +195,10 @@ class PrivateTraining:
             for offset in range(permit.steps):
                 if self.progress.stop_requested():
                     break
-                rate = learning_rate(self.plan.optimizer, self.step, self.plan.steps_planned)
-                for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
-                    group["lr"] = rate * factor
-                statistics.add(self.step_runner.run(permit, settings, permit.first_step + offset))
+                index = permit.first_step + offset
+                self.ranks.tell("step", {"step_index": index})
+                statistics.add(self.take_step(permit, settings, factors=factors, step_index=index))
                 self._check_moved()
-                self.averaged.update()
-                self.step += 1
                 self.progress.step_finished(self.step)
         finally:
             self.noise_source.close(permit)  # what it prepared for this window is dropped
@@ -320,20 +322,6 @@ class PrivateTraining:
             groups=initial_group_telemetry(self.groups, self.references),
         )
 
-    def _named_tensors(self) -> dict[str, torch.Tensor]:
-        tensors: dict[str, torch.Tensor] = {}
-        sums = iter(self.averaged.sums)
-        for group in self.groups:
-            for index, parameter in enumerate(group.parameters):
-                key = f"{group.id}#{index}"
-                state = self.optimizer.state[parameter]
-                tensors[f"weight:{key}"] = parameter
-                tensors[f"average:{key}"] = next(sums)
-                for field in ("exp_avg", "exp_avg_sq", "step"):
-                    if field in state:
-                        tensors[f"{field}:{key}"] = state[field]
-        return tensors
-
     def _snapshot(self) -> Snapshot:
         return Snapshot(
             plan_digest=self.plan.digest(),
@@ -346,25 +334,16 @@ class PrivateTraining:
             policy=self.policy.state(),
         )
 
-    @torch.no_grad()
     def _restore(self) -> bool:
         """Takes up the newest checkpoint; spending comes from the journal, never from it."""
         files = self.checkpoints.load_latest()
         if files is None:
             return False
         snapshot = from_files(files, plan_digest=self.plan.digest())
-        sums = iter(self.averaged.sums)
-        for group in self.groups:
-            for index, parameter in enumerate(group.parameters):
-                key = f"{group.id}#{index}"
-                parameter.copy_(snapshot.tensors[f"weight:{key}"])
-                next(sums).copy_(snapshot.tensors[f"average:{key}"])
-                self.optimizer.state[parameter] = {
-                    field: snapshot.tensors[f"{field}:{key}"].clone()
-                    for field in ("exp_avg", "exp_avg_sq", "step")
-                }
-        self.averaged.weight = snapshot.averaging_weight
-        self.step, self.chunk = snapshot.step, snapshot.chunk
+        state, tensors = files["state.json"].decode(), files["tensors.safetensors"]
+        self.ranks.tell("take_up", {"state": state}, tensors)
+        self.take_up(snapshot)
+        self.chunk = snapshot.chunk
         self.references, self.telemetry = snapshot.references, snapshot.telemetry
         self.policy.restore(snapshot.policy)
         return True

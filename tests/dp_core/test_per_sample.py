@@ -280,7 +280,7 @@ class TestGrid:
         engine.close()
         engine.detach()
         plain = run_step(adapted("gpt2"), rows, clip=0.02)
-        released = sums.noised(None)[: sums.coordinates]
+        released = sums.in_units()[: sums.coordinates]
         quanta = torch.cat(
             [
                 torch.full((size,), std / 2**14)

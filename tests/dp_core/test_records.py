@@ -28,8 +28,6 @@ from dp_core.sampling import PoissonSampler
 from tests.dp_core.conftest import SPLIT_KEY, WordTokenizer, write_version
 from tests.dp_core.models import FAMILIES, VOCABULARY, adapted
 
-SAMPLER = PoissonSampler(sampling_probability="1", raw_population_size=1)
-
 
 class BareTokenizer(WordTokenizer):
     """A tokenizer without tokens for the start and the end of a text."""
@@ -170,11 +168,42 @@ class TestLoading:
         assert digest
 
 
+def drawn_rows(made: PatientRecords, patients: np.ndarray, rows_each: int) -> PaddedRows:
+    sampler = PoissonSampler(sampling_probability="1", raw_population_size=1)
+    return made.batch(made.choose_rows(patients, sampler, rows_each))
+
+
+class TestDraw:
+    def test_one_array_holds_patients_and_rows_and_fills_up_with_free_slots(self) -> None:
+        raw = [[np.arange(3, dtype=np.int32)] * n for n in (1, 4, 2)]
+        made = PatientRecords(raw_rows=raw, tokens_per_row=6, pad_id=2)
+        sampler = PoissonSampler(sampling_probability="1", raw_population_size=3)
+        drawn = made.draw(sampler, rows_per_patient=2, slots_at_once=4).reveal_inside_step()
+        assert drawn.shape == (4, 3)
+        assert drawn[:, 0].tolist() == [0, 1, 2, -1]
+        assert drawn[0].tolist() == [0, 0, -1]
+        assert 0 <= drawn[1, 1] < drawn[1, 2] < 4
+        assert drawn[2].tolist() == [2, 0, 1]
+        assert (drawn[3] == -1).all()
+
+    def test_the_digest_sees_order_and_borders(self) -> None:
+        def digest(*rows: list[list[int]]) -> bytes:
+            raw = [[np.asarray(r, dtype=np.int32) for r in each] for each in rows]
+            return PatientRecords(raw_rows=raw, tokens_per_row=6, pad_id=2).raw_digest()
+
+        several = [
+            digest([[1, 2], [3]]),
+            digest([[1, 2]], [[3]]),
+            digest([[3]], [[1, 2]]),
+            digest([[1], [2, 3]]),
+        ]
+        assert len(set(several)) == 4
+        assert digest([[1, 2], [3]]) == several[0]
+
+
 class TestBatch:
     def test_free_slots_are_masked_padding(self) -> None:
-        batch = records([[0, 5, 6, 1]]).batch(
-            np.array([0, -1]), rows_per_patient=2, sampler=SAMPLER
-        )
+        batch = records([[0, 5, 6, 1]]).batch(np.array([[0, 0, -1], [-1, -1, -1]]))
         assert batch.tokens.shape == (4, 6)
         assert batch.slot_mask.tolist() == [1.0, 0.0]
         assert batch.row_share.tolist() == [1.0, 0.0, 0.0, 0.0]
@@ -197,7 +226,7 @@ class TestBatch:
         ]
         made = PatientRecords(raw_rows=raw, tokens_per_row=6, pad_id=2)
         slots = np.array([d if d < len(owned) else -1 for d in drawn])
-        batch = made.batch(slots, rows_per_patient=rows_each, sampler=SAMPLER)
+        batch = drawn_rows(made, slots, rows_each)
         assert batch.tokens.shape == (len(slots) * rows_each, 6)
         for slot, patient in enumerate(slots):
             lines = slice(slot * rows_each, (slot + 1) * rows_each)
@@ -216,14 +245,14 @@ class TestBatch:
         made = PatientRecords(raw_rows=raw, tokens_per_row=3, pad_id=2)
         counts = np.zeros(4)
         for _ in range(600):
-            batch = made.batch(np.array([0]), rows_per_patient=2, sampler=SAMPLER)
+            batch = drawn_rows(made, np.array([0]), 2)
             counts[batch.tokens[:, 0].numpy() - 10] += 1
         assert np.abs(counts - 300).max() < 5 * 12.3
 
     @pytest.mark.parametrize("rows_each", [1, 8])
     def test_a_patient_without_rows_is_drawn_and_adds_nothing(self, rows_each: int) -> None:
         made = PatientRecords(raw_rows=[[], [np.array([0, 5, 1])]], tokens_per_row=4, pad_id=2)
-        batch = made.batch(np.array([0, 1]), rows_per_patient=rows_each, sampler=SAMPLER)
+        batch = drawn_rows(made, np.array([0, 1]), rows_each)
         assert batch.slot_mask.tolist() == [1.0, 1.0]
         model = adapted("llama")
         losses = patient_losses(model(input_ids=batch.tokens).logits, batch)
@@ -235,8 +264,8 @@ class TestBatch:
     def test_an_empty_patient_fills_a_slot_like_a_free_one(self) -> None:
         """Shapes, tokens and targets tell the two apart in nothing; only the mask does."""
         made = PatientRecords(raw_rows=[[]], tokens_per_row=4, pad_id=2)
-        drawn = made.batch(np.array([0]), rows_per_patient=3, sampler=SAMPLER)
-        free = made.batch(np.array([-1]), rows_per_patient=3, sampler=SAMPLER)
+        drawn = drawn_rows(made, np.array([0]), 3)
+        free = drawn_rows(made, np.array([-1]), 3)
         assert torch.equal(drawn.tokens, free.tokens)
         assert torch.equal(drawn.targets, free.targets)
         assert torch.equal(drawn.row_share, free.row_share)
@@ -385,7 +414,7 @@ class TestUnit:
         training = self.long_note(tmp_path, 1)
         assert training.raw_size == 1
         assert len(training.raw_rows_of(0)) == 6
-        batch = training.batch(np.array([0]), rows_per_patient=8, sampler=SAMPLER)
+        batch = drawn_rows(training, np.array([0]), 8)
         assert batch.slot_mask.tolist() == [1.0]
         assert float(batch.row_share.sum()) == pytest.approx(1.0)
 
@@ -394,7 +423,7 @@ class TestUnit:
         """Six windows, or thirty: the sum moves by at most C, not by C for each window."""
         training = self.long_note(tmp_path, copies)
         model = adapted("llama").train()
-        batch = training.batch(np.array([0]), rows_per_patient=8, sampler=SAMPLER)
+        batch = drawn_rows(training, np.array([0]), 8)
         whole = contribution(model, batch, 0)
         clip = float(whole.norm()) / 10
         summed = clip_and_sum([whole[None]], clip, batch.slot_mask).raw_sums[0]

@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 from dp_core.errors import PlanInvalid
-from dp_core.sampling import PoissonSampler, is_validation_patient, microbatches
+from dp_core.sampling import PoissonSampler, is_validation_patient, microbatches, padded
 
 
 def draws(q: str, patients: int, count: int) -> list[np.ndarray]:
@@ -105,9 +105,9 @@ class TestPoissonSampler:
         """S3 at q = 1e-4: 40 of 50 empty fails once in 1e17."""
         empty = [d for d in draws("0.0001", 50, 50) if len(d) == 0]
         assert len(empty) >= 40
-        (only,) = microbatches(empty[0], 4)
+        (only,) = microbatches(padded(empty[0], 4), 4)
         assert only.is_last
-        assert (only.raw_patients == -1).all()
+        assert (only.raw_slots == -1).all()
 
     @pytest.mark.parametrize("rate", ["0", "1.2", "-0.1", "nan", "inf", "a third"])
     def test_a_rate_outside_the_unit_interval_is_refused(self, rate: str) -> None:
@@ -152,10 +152,10 @@ class TestPoissonSampler:
 class TestMicrobatches:
     @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 40])
     def test_every_drawn_patient_appears_once_in_constant_shape(self, size: int) -> None:
-        parts = list(microbatches(np.arange(size), 8))
-        assert [len(p.raw_patients) for p in parts] == [8] * max(1, -(-size // 8))
+        parts = list(microbatches(padded(np.arange(size), 8), 8))
+        assert [len(p.raw_slots) for p in parts] == [8] * max(1, -(-size // 8))
         assert [p.is_last for p in parts] == [False] * (len(parts) - 1) + [True]
-        together = np.concatenate([p.raw_patients for p in parts])
+        together = np.concatenate([p.raw_slots for p in parts])
         assert sorted(together[together >= 0]) == list(range(size))
 
 

@@ -72,9 +72,9 @@ class Recorded:
 
 def exact_loss(model: Any, blocks: Blocks) -> float:
     """Mean loss of the training patients, without noise: tests may, the product never does."""
-    sampler = PoissonSampler(sampling_probability="1", raw_population_size=1)
-    everyone = np.arange(blocks.training.raw_size)
-    rows = blocks.training.batch(everyone, rows_per_patient=1, sampler=sampler)
+    sampler = PoissonSampler(sampling_probability="1", raw_population_size=blocks.training.raw_size)
+    everyone = blocks.training.draw(sampler, rows_per_patient=1, slots_at_once=1)
+    rows = blocks.training.batch(everyone.reveal_inside_step())
     return float(raw_patient_losses(model, rows, Performance()).mean())
 
 

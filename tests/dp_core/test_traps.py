@@ -41,12 +41,11 @@ from dp_core.plan import Performance
 from dp_core.planner import PlanRequest, sampling_probability
 from dp_core.ports import ChunkPermit
 from dp_core.records import IGNORED, PaddedRows, PatientRecords, patient_losses
-from dp_core.sampling import PoissonSampler, microbatches
+from dp_core.sampling import PoissonSampler, microbatches, padded
 from tests.dp_core.models import VOCABULARY, adapted, tiny_llama
 from tests.dp_core.test_refusals import plan
 
 PERMIT = ChunkPermit(attempt=1, chunk_index=0, first_step=0, steps=2, reference="test#0")
-EVERYONE = PoissonSampler(sampling_probability="1", raw_population_size=1)
 
 
 def rows_of(tokens: torch.Tensor, targets: torch.Tensor) -> PaddedRows:
@@ -116,9 +115,9 @@ def test_d6_an_empty_draw_runs_one_microbatch_of_padding() -> None:
     with pytest.raises(Exception):  # noqa: B017 - whatever the library makes of no rows
         model(input_ids=torch.zeros(0, 0, dtype=torch.long))
     records = PatientRecords(raw_rows=[[np.array([5, 6, 7])]], tokens_per_row=4, pad_id=2)
-    (only,) = microbatches(np.array([], dtype=np.int64), 3)
+    (only,) = microbatches(padded(np.zeros((0, 3), dtype=np.int64), 3), 3)
     assert only.is_last
-    batch = records.batch(only.raw_patients, rows_per_patient=2, sampler=EVERYONE)
+    batch = records.batch(only.raw_slots)
     assert batch.tokens.shape == (6, 4)
     losses = patient_losses(model(input_ids=batch.tokens).logits, batch) * batch.slot_mask
     assert losses.tolist() == [0.0, 0.0, 0.0]
@@ -129,8 +128,8 @@ def test_d7_a_free_slot_holds_nothing_of_an_earlier_patient() -> None:
     real = collate([torch.tensor([5, 6])])
     assert torch.equal(collate.first_batch, real), "the trap is there"
     records = PatientRecords(raw_rows=[[np.array([5, 6, 7])]], tokens_per_row=4, pad_id=2)
-    records.batch(np.array([0, 0]), rows_per_patient=1, sampler=EVERYONE)
-    free = records.batch(np.array([-1, -1]), rows_per_patient=1, sampler=EVERYONE)
+    records.batch(np.array([[0, 0], [0, 0]]))
+    free = records.batch(np.array([[-1, -1], [-1, -1]]))
     assert bool((free.tokens == 2).all())
     assert bool((free.targets == IGNORED).all())
 
@@ -203,7 +202,7 @@ def test_d17_the_end_of_a_step_is_part_of_its_last_microbatch() -> None:
     next(batches), next(batches)
     assert flags == [True, False], "a queue beside the batches, filled ahead by workers"
     for drawn in (0, 1, 3, 4, 7):
-        step = list(microbatches(np.arange(drawn), 3))
+        step = list(microbatches(padded(np.arange(drawn), 3), 3))
         assert [batch.is_last for batch in step] == [False] * (len(step) - 1) + [True]
 
 
