@@ -25,6 +25,7 @@ Allocation = Literal["least_energy", "equal_budget", "equal_noise"]
 ClipRule = Literal["per_group", "whitened"]
 ClipFactor = Literal["clip", "auto_s", "psac"]
 SumDtype = Literal["float32", "float64", "integer_grid"]
+Schedule = Literal["cosine", "linear", "constant"]
 Engine = Literal["one_backward", "opacus_hooks"]
 Checkpointing = Literal["off", "reentrant", "non_reentrant"]
 BaseDtype = Literal["float32", "bfloat16", "8bit", "4bit"]
@@ -134,7 +135,7 @@ class AdapterPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerPlan:
-    """Post-processing of released sums: Adam with a warm-up, cosine decay and averaging."""
+    """Post-processing of released sums: Adam with a warm-up, a decay and averaging."""
 
     learning_rate: str = "0.02"
     beta1: str = "0.9"
@@ -143,10 +144,13 @@ class OptimizerPlan:
     final_rate_fraction: str = "0.1"
     averaging_decay: str = "0.9"  # of the released weights' exponential mean; 0 = none
     rate_octaves: str = "1"
+    schedule: Schedule = "cosine"  # after the warm-up
 
     def __post_init__(self) -> None:
         if decimal_of(self.learning_rate, field="learning_rate") <= 0:
             raise PlanInvalid("learning_rate", "not positive")
+        if self.schedule not in get_args(Schedule):
+            raise PlanInvalid("schedule", f"not one of {', '.join(get_args(Schedule))}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,7 @@ class PlanOptimizer(PrivateOptimizer):
         engine: ClippingEngine,
         noise_source: NoiseSource | None,
         batch_size_expected: int,
+        noise_levels: Sequence[str],
         sum_dtype: SumDtype = "float32",
         device: str = "cpu",
         ranks: Ranks = SINGLE,
@@ -67,7 +68,9 @@ class PlanOptimizer(PrivateOptimizer):
         self._sums = RawSums(layout_of(self.groups), dtype=sum_dtype, device=device)
         self._permit: ChunkPermit | None = None
         self._was_added_up = False
+        self._noise_levels = tuple(noise_levels)
         self._armed_settings: StepSettings | None = None
+        self._chunk: tuple[int, int] | None = None
         self._raw_losses: torch.Tensor | None = None
         self._slot_mask = torch.zeros(0)
         self._canaries: CanaryRows | None = None
@@ -106,11 +109,22 @@ class PlanOptimizer(PrivateOptimizer):
     def arm(
         self, permit: ChunkPermit, settings: StepSettings, canaries: CanaryRows | None = None
     ) -> None:
-        """Opens a step under a charged permit. Nothing may be left of the step before."""
+        """Opens a step under a charged permit. Nothing may be left of the step before.
+
+        Raises:
+            PlanViolation: settings of other groups, of a level that is not on the plan's
+                menu, or other settings than the chunk began with.
+        """
         if self._permit is not None:
             raise InvariantViolation("Sums of an unfinished step are still held.")
         if settings.layout != self._sums.layout:
             raise PlanViolation("The settings are made for other clip groups.")
+        if settings.noise_multiplier not in self._noise_levels:
+            raise PlanViolation("The noise level is not on the plan's menu. Use plan.admit.")
+        chunk = (permit.attempt, permit.chunk_index)
+        if chunk == self._chunk and settings != self._armed_settings:
+            raise PlanViolation("Settings change between chunks only. Open the next chunk first.")
+        self._chunk = chunk
         self._permit, self._armed_settings, self._canaries = permit, settings, canaries
         self.released, self._was_added_up = None, False
         self._sums.clear(settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from dp_core.events import Component, canonical_digest
 from dp_core.telemetry import ReleasedValue, WindowTelemetry
@@ -173,6 +173,9 @@ class CheckpointStore(Protocol):
     def load_latest(self) -> Mapping[str, bytes] | None: ...
 
 
+StopRequest = Literal["cancel", "pause"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class WindowReport:
     """PUBLIC and RELEASED figures of one finished window, for events and charts."""
@@ -201,4 +204,6 @@ class ProgressSink(Protocol):
 
     def evaluated(self, report: EvaluationReport) -> None: ...
 
-    def stop_requested(self) -> bool: ...
+    def stop_requested(self) -> StopRequest | None:
+        """`cancel` ends the run between two steps, `pause` at the end of the open window."""
+        ...

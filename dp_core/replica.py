@@ -58,6 +58,7 @@ class Replica:
             engine=self.engine,
             noise_source=noise_source,
             batch_size_expected=plan.batch_size_expected,
+            noise_levels=plan.noise_levels,
             sum_dtype=plan.sum_dtype,
             device=performance.device,
             ranks=ranks,

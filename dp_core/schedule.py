@@ -14,14 +14,19 @@ from dp_core.ports import GroupActions
 
 
 def learning_rate(plan: OptimizerPlan, step: int, steps_planned: int) -> float:
-    """Warm-up, then cosine decay to `final_rate_fraction`; step counts from 0."""
+    """Warm-up, then the plan's decay to `final_rate_fraction`; step counts from 0."""
     warmup = max(1, round(float(plan.warmup_fraction) * steps_planned))
     base = float(plan.learning_rate)
     if step < warmup:
         return base * (step + 1) / warmup
     final = float(plan.final_rate_fraction)
-    progress = (step - warmup) / max(1, steps_planned - warmup)
-    return base * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+    progress = min((step - warmup) / max(1, steps_planned - warmup), 1.0)
+    left = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "linear": 1 - progress,
+        "constant": 1.0,
+    }[plan.schedule]
+    return base * (final + (1 - final) * left)
 
 
 def rate_factors(plan: OptimizerPlan, action: GroupActions) -> tuple[float, ...]:

@@ -54,7 +54,7 @@ from dp_core.schedule import learning_rate, rate_factors
 from dp_core.telemetry import ReleasedValue, WindowTelemetry
 from dp_core.window import WindowStatistics, initial_group_telemetry
 
-Outcome = Literal["completed", "budget_stopped", "cancelled"]
+Outcome = Literal["completed", "budget_stopped", "cancelled", "paused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +129,9 @@ class PrivateTraining(Replica):
     def run(self) -> TrainingResult:
         """Trains to the planned step, the budget's end or a stop request, then averages.
 
+        A cancel ends it between two steps; the open window stays charged. A pause waits for
+        the window's end and its checkpoint, so that resuming costs no step twice.
+
         Raises:
             JournalError: a charge was not granted; nothing uncharged was drawn.
             StepFailed: a step broke; its window stays charged and the job can resume.
@@ -172,8 +175,9 @@ class PrivateTraining(Replica):
             self.first_validation = self._evaluate()
         self.unmoved = [p.detach().clone() for g in self.groups for p in g.parameters]
         while self.step < self.plan.steps_planned:
-            if self.progress.stop_requested():
-                return "cancelled"
+            stop = self.progress.stop_requested()
+            if stop is not None:
+                return "cancelled" if stop == "cancel" else "paused"
             try:
                 self._window()
             except BudgetError:
@@ -193,7 +197,7 @@ class PrivateTraining(Replica):
         )
         try:
             for offset in range(permit.steps):
-                if self.progress.stop_requested():
+                if self.progress.stop_requested() == "cancel":
                     break
                 index = permit.first_step + offset
                 self.ranks.tell("step", {"step_index": index})

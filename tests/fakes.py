@@ -13,6 +13,7 @@ from dp_core.ports import (
     JournalPosition,
     QueryCharge,
     QueryPermit,
+    StopRequest,
     WindowReport,
 )
 
@@ -90,12 +91,12 @@ class MemoryStore:
 class MemoryProgress:
     """Keeps every report; `stop_after` asks for a stop once so many steps are done."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None = None, stop: StopRequest = "cancel") -> None:
         self.permits: list[ChunkPermit] = []
         self.steps: list[int] = []
         self.windows: list[WindowReport] = []
         self.evaluations: list[EvaluationReport] = []
-        self.stop_after = stop_after
+        self.stop_after, self.stop = stop_after, stop
 
     def window_opened(self, permit: ChunkPermit) -> None:
         self.permits.append(permit)
@@ -109,5 +110,6 @@ class MemoryProgress:
     def evaluated(self, report: EvaluationReport) -> None:
         self.evaluations.append(report)
 
-    def stop_requested(self) -> bool:
-        return self.stop_after is not None and len(self.steps) >= self.stop_after
+    def stop_requested(self) -> StopRequest | None:
+        is_due = self.stop_after is not None and len(self.steps) >= self.stop_after
+        return self.stop if is_due else None

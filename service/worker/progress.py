@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 
-from dp_core.ports import ChunkPermit, EvaluationReport, WindowReport
+from dp_core.ports import ChunkPermit, EvaluationReport, StopRequest, WindowReport
 from dp_core.telemetry import WindowTelemetry
 from service.database import Database
 from service.jobs.runtime import Metric, record_evaluation, record_step, record_window
@@ -53,8 +53,8 @@ class JobProgress:
             reference=report.reference,
         )
 
-    def stop_requested(self) -> bool:
-        return self._stop.is_set()
+    def stop_requested(self) -> StopRequest | None:
+        return "cancel" if self._stop.is_set() else None
 
 
 def metrics_of(seen: WindowTelemetry) -> list[Metric]:

@@ -186,6 +186,7 @@ def private_job(shape: Shape, rule: str, engine: str = "one_backward") -> Job:
         engine=attached,
         noise_source=GeneratorNoise(shape.device),  # type: ignore[arg-type]
         batch_size_expected=PATIENTS,
+        noise_levels=("1.000",),
         device=shape.device,
     )
     count = len(groups)

@@ -1,6 +1,6 @@
 """What a window costs beside its steps: controller, telemetry and accounting, as a share.
 
-    make bench
+make bench
 """
 
 from __future__ import annotations

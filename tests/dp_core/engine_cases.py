@@ -143,15 +143,16 @@ def run_step(
     groups = clip_groups(model, (clipping or {}).get("grouping", "tensor"))
     noise = NoNoise()
     engine = make_engine(model, groups, chosen)
+    settings = settings or settings_for(groups, clip, **(clipping or {}))
     optimizer = PlanOptimizer(
         make_optimizer(groups, OptimizerPlan()),
         groups=groups,
         engine=engine,
         noise_source=noise,
         batch_size_expected=10,
+        noise_levels=(settings.noise_multiplier,),
         sum_dtype=sum_dtype,  # type: ignore[arg-type]
     )
-    settings = settings or settings_for(groups, clip, **(clipping or {}))
     before = {p: p.detach().clone() for g in groups for p in g.parameters}
     optimizer.arm(PERMIT, settings, canaries)
     patients = len(rows.slot_mask)

@@ -180,6 +180,7 @@ class OneStep:
             engine=make_engine(model, self.groups, performance),
             noise_source=self.noise,
             batch_size_expected=10,
+            noise_levels=plan.noise_levels,
             sum_dtype=sum_dtype,
             ranks=ranks,
         )

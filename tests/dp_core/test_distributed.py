@@ -176,6 +176,7 @@ class TestDraw:
             "groups": groups,
             "engine": make_engine(model, groups, Performance()),
             "batch_size_expected": 10,
+            "noise_levels": ("1.000",),
         }
         inner = make_optimizer(groups, OptimizerPlan())
         with pytest.raises(InvariantViolation, match="noise source"):

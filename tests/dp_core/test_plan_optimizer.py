@@ -52,6 +52,7 @@ class Bench:
             engine=self.engine,
             noise_source=noise or NoNoise(),
             batch_size_expected=batch_size_expected,
+            noise_levels=(self.settings.noise_multiplier,),
         )
 
     def flat(self) -> torch.Tensor:

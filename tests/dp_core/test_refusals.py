@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ from dp_core.errors import (
     UnsupportedInitialisation,
 )
 from dp_core.lora import clip_groups
+from dp_core.mechanism import StepSettings
 from dp_core.noise import SeededSource
 from dp_core.plan import OptimizerPlan, Performance, RunPlan
 from dp_core.plan_optimizer import PlanOptimizer
@@ -33,6 +35,7 @@ from dp_core.schedule import make_optimizer
 from dp_core.selfcheck import check_engine
 from dp_core.step import make_engine
 from dp_core.submission import check_adapter_config, check_training_settings
+from tests.dp_core.engine_cases import PERMIT, settings_for
 from tests.dp_core.models import VOCABULARY, adapted, tiny_llama
 
 CANARY = "CANARY-7391"
@@ -128,17 +131,38 @@ def low_precision() -> None:
     check_supported(model)
 
 
-def written_on_a_bound_run() -> None:
+def bound_run() -> tuple[PlanOptimizer, StepSettings]:
     model = adapted("llama")
     groups = clip_groups(model)
+    settings = settings_for(groups, 0.02)
     bound = PlanOptimizer(
         make_optimizer(groups, OptimizerPlan()),
         groups=groups,
         engine=make_engine(model, groups, Performance()),
         noise_source=SeededSource(1),
         batch_size_expected=10,
+        noise_levels=(settings.noise_multiplier,),
     )
+    return bound, settings
+
+
+def written_on_a_bound_run() -> None:
+    bound, _ = bound_run()
     bound.noise_multiplier = 0.5
+
+
+def sigma_off_the_menu() -> None:
+    bound, settings = bound_run()
+    bound.arm(PERMIT, dataclasses.replace(settings, noise_multiplier="0.100"))
+
+
+def settings_changed_inside_a_chunk() -> None:
+    bound, settings = bound_run()
+    bound.arm(PERMIT, settings)
+    bound._permit = None  # as if the step had ended
+    bound.arm(
+        PERMIT, dataclasses.replace(settings, clip_norms=tuple(2 * c for c in settings.clip_norms))
+    )
 
 
 ROWS: dict[str, tuple[type[DpCoreError], Callable[[], object]]] = {
@@ -171,6 +195,8 @@ ROWS: dict[str, tuple[type[DpCoreError], Callable[[], object]]] = {
     "best checkpoint on private loss": (LeakyQuantity, setting(load_best_model_at_end=True)),
     "exact counts among the outputs": (LeakyQuantity, setting(include_num_input_tokens_seen=True)),
     "optimiser fields written on a bound run": (PlanViolation, written_on_a_bound_run),
+    "sigma off the menu": (PlanViolation, sigma_off_the_menu),
+    "settings changed inside a chunk": (PlanViolation, settings_changed_inside_a_chunk),
 }
 
 

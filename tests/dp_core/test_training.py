@@ -268,6 +268,19 @@ class TestResume:
         assert resumed.run().outcome == "completed"
         assert resumed.progress.steps == [3, 4, 5, 6]
 
+    def test_a_pause_ends_the_window_and_costs_no_step_twice(self, blocks: Blocks) -> None:
+        plan = make_plan()
+        journal, store = MemoryJournal(plan), MemoryStore()
+        paused = Recorded(blocks, plan=plan, journal=journal, store=store, stop_after=1)
+        paused.progress.stop = "pause"
+        assert paused.run().outcome == "paused"
+        assert paused.progress.steps == [1, 2], "the open window is finished"
+        journal.attempt = 2
+        resumed = Recorded(blocks, plan=plan, journal=journal, store=store)
+        assert resumed.run().outcome == "completed"
+        assert resumed.progress.steps == [3, 4, 5, 6]
+        assert sum(c.steps for c in journal.charges) == plan.steps_planned
+
     def test_a_checkpoint_of_another_plan_or_format_is_refused(self, blocks: Blocks) -> None:
         run = Recorded(blocks, stop_after=2)
         run.run()

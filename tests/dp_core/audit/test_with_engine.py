@@ -93,6 +93,7 @@ def audited_run(
         engine=make_engine(model, groups, performance),
         noise_source=noise or SeededSource(3),
         batch_size_expected=PATIENTS,
+        noise_levels=(settings.noise_multiplier,),
     )
     rows = random_rows(PATIENTS, 1)
     for _ in range(STEPS):
