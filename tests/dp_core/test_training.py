@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from collections.abc import Mapping
@@ -124,11 +125,15 @@ class TestWholeRun:
             assert torch.equal(before[name], parameter) != ("lora_" in name), name
 
     def test_learning_happens(self, blocks: Blocks) -> None:
-        plan = make_plan(
-            target_epsilon="100",
-            steps_max=60,
-            interval_steps=10,
-            batch_size=60,
+        plan = dataclasses.replace(
+            make_plan(),
+            noise_levels=("0.300",),  # little noise; what it would certify is not asked here
+            sampling_probability="0.6",
+            batch_size_expected=48,
+            steps_planned=40,
+            steps_started_max=40,
+            job_limit=40,
+            steps_per_chunk=10,
             optimizer=OptimizerPlan(learning_rate="0.05"),
         )
         run = Recorded(blocks, plan=plan, noise=SeededSource(1))
@@ -217,8 +222,6 @@ class TestJournal:
 
         class Priced(MemoryJournal):
             def position(self) -> Any:
-                import dataclasses
-
                 units = sum(
                     c.steps * step_pico(c.q, c.noise_multiplier, plan.alpha_job or 2)
                     for c in self.charges
@@ -229,8 +232,6 @@ class TestJournal:
             name = "greedy"
 
             def propose(self, seen: WindowTelemetry) -> GroupActions:
-                import dataclasses
-
                 return dataclasses.replace(GroupActions.neutral(len(seen.groups)), level=-1.0)
 
             def learn(self, seen: WindowTelemetry) -> None: ...
