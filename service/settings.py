@@ -29,6 +29,10 @@ class Settings(BaseSettings):
     stall_seconds: int = Field(default=900, ge=1)
     attempts_max: int = Field(default=5, ge=1)
     cancel_grace_seconds: float = Field(default=8, gt=0)
+    microbatch_patients: int = Field(default=8, ge=1)
+    base_dtype: Literal["float32", "bfloat16", "8bit", "4bit"] = "float32"
+    checkpointing: Literal["off", "reentrant", "non_reentrant"] = "off"
+    autocast: bool = False
     device_gflops: float = Field(default=50, gt=0, allow_inf_nan=False)
     upload_bytes_max: int = Field(default=512 * 1024 * 1024, ge=1)
 

@@ -94,7 +94,7 @@ def run_attempt(settings: Settings, *, job_id: str, epoch: int) -> ExitCode:
     work = load_work(db, job_id, epoch)
     LeaseKeeper(settings, work).start()
     plan = RunPlan.from_dict(work.plan)
-    performance = _performance()
+    performance = performance_of(settings)
     noise_source = make_noise_source(plan.noise_source)
     require_private(noise_source)
     model, tokenizer = _model(work, plan, performance)
@@ -125,8 +125,15 @@ def run_attempt(settings: Settings, *, job_id: str, epoch: int) -> ExitCode:
     return _publish(db, work, plan, training, result)
 
 
-def _performance() -> Performance:
-    return Performance(device="cuda" if torch.cuda.is_available() else "cpu")
+def performance_of(settings: Settings) -> Performance:
+    """What the operator set for speed and memory; beyond rounding no release depends on it."""
+    return Performance(
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        patients_per_microbatch=settings.microbatch_patients,
+        base_dtype=settings.base_dtype,
+        checkpointing=settings.checkpointing,
+        autocast=settings.autocast,
+    )
 
 
 def _model(work: Work, plan: RunPlan, performance: Performance) -> tuple[Any, Any]:

@@ -18,3 +18,14 @@ def test_production_takes_postgresql_and_embedded_needs_nothing() -> None:
     url = "postgresql+psycopg://db/rldp"
     assert Settings(environment="production", database_url=url).resolved_database_url == url
     assert Settings().resolved_database_url.startswith("sqlite:///")
+
+
+def test_what_the_operator_sets_for_speed_reaches_the_trainer() -> None:
+    from service.worker.runner import performance_of
+
+    chosen = performance_of(
+        Settings(microbatch_patients=3, base_dtype="bfloat16", checkpointing="non_reentrant")
+    )
+    assert chosen.patients_per_microbatch == 3
+    assert (chosen.base_dtype, chosen.checkpointing) == ("bfloat16", "non_reentrant")
+    assert (chosen.engine, chosen.autocast) == ("one_backward", False)
