@@ -14,7 +14,7 @@ from service.database import Database
 from service.ledger.bundle import write_bundle
 from service.ledger.errors import LedgerNotFound
 from service.settings import Settings
-from service.tenants.models import Tenant
+from service.tenants.models import SYSTEM_TENANT, Tenant
 
 
 def export_bundle(settings: Settings, *, out: Path, tenant_id: str | None) -> None:
@@ -46,7 +46,8 @@ def _create(out: Path) -> int:
 
 
 def _only_tenant(session: Session) -> str:
-    tenants = session.scalars(select(Tenant.id).order_by(Tenant.id)).all()
+    hospitals = select(Tenant.id).where(Tenant.id != SYSTEM_TENANT)
+    tenants = session.scalars(hospitals.order_by(Tenant.id)).all()
     if len(tenants) != 1:
         known = ", ".join(tenants) or "none"
         raise typer.BadParameter(f"Name one with --tenant. Known: {known}.")
