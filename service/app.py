@@ -21,6 +21,7 @@ from service.edge import Edge
 from service.errors import STATUS_OF_CODE
 from service.health import router as health
 from service.jobs.endpoints import router as jobs
+from service.ledger import guard
 from service.ledger.endpoints import router as ledger
 from service.models_endpoints import router as models
 from service.populations.endpoints import router as populations
@@ -106,6 +107,10 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    quorum = app.state.settings.witness_quorum
+    if quorum > 0:  # from the first request on, a reservation needs a watched log
+        with app.state.database.transaction() as session:
+            guard.configure(session, quorum=quorum)
     yield
     if app.state.owns_database:
         app.state.database.dispose()

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from service.cli.witness import app as witness_app
+
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Where everything is kept. Default: RLDP_DATA_DIR, or .rldp."),
@@ -30,6 +32,7 @@ app = typer.Typer(
 ledger_app = typer.Typer(no_args_is_help=True, help="Take the ledger out, for auditors.")
 keys_app = typer.Typer(no_args_is_help=True, help="API keys, shown once when they are made.")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(witness_app, name="witness")
 app.add_typer(keys_app, name="keys")
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -109,6 +112,30 @@ def ledger_export(
     from service.cli.options import chosen_settings
 
     export_bundle(chosen_settings(data_dir=data_dir), out=out, tenant_id=tenant)
+
+
+@ledger_app.command("vkey")
+def ledger_vkey(data_dir: DataDir = None) -> None:
+    """Print the key under which witnesses know this ledger, for `rldp witness trust`."""
+    from service.cli.options import chosen_settings
+    from service.cli.policy import print_vkey
+
+    print_vkey(chosen_settings(data_dir=data_dir))
+
+
+@ledger_app.command("policy")
+def ledger_policy(
+    out: Annotated[Path, typer.Option(help="The policy.json to write for an auditor.")],
+    max_age: Annotated[
+        int, typer.Option(min=60, help="How old witnesses' signatures may be, in seconds.")
+    ] = 3600,
+    data_dir: DataDir = None,
+) -> None:
+    """Write what an auditor must trust: log and receipt keys, witnesses and their quorum."""
+    from service.cli.options import chosen_settings
+    from service.cli.policy import write_policy
+
+    write_policy(chosen_settings(data_dir=data_dir), out=out, max_age_seconds=max_age)
 
 
 @keys_app.command("create")

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from service.database import now_us
 from service.ledger import merkle, notes, tiles
-from service.ledger.entries import SYSTEM, Draft, append, insert_if_absent, open_log
+from service.ledger.entries import ORIGIN_HOST, SYSTEM, Draft, append, insert_if_absent, open_log
 from service.ledger.errors import LogShrunk
 from service.ledger.keys import LedgerKeys
 from service.ledger.models import Cosignature, LogHead, SignedCheckpoint
@@ -52,6 +52,16 @@ def system_log(session: Session) -> str | None:
     return session.scalar(select(LogHead.log_id).where(LogHead.tenant_id == SYSTEM_TENANT))
 
 
+def _system_name(keys: LedgerKeys) -> str:
+    """The key in the name keeps two deployments apart before one witness."""
+    return f"{SYSTEM_TENANT}/{keys.log_public[:16]}"
+
+
+def system_origin(keys: LedgerKeys) -> str:
+    """The origin under which witnesses know this deployment's system log."""
+    return f"{ORIGIN_HOST}/{_system_name(keys)}"
+
+
 def publish(session: Session, keys: LedgerKeys, *, only: str | None = None) -> list[str]:
     """Signs a checkpoint of each log that has grown, or of one; the logs signed.
 
@@ -81,8 +91,7 @@ def _locked_system_log(session: Session, keys: LedgerKeys) -> str:
     found = system_log(session)
     if found is None:
         insert_if_absent(session, Tenant, {"id": SYSTEM_TENANT, "created_at": now_us()})
-        # The key in the name keeps two deployments apart before one witness.
-        found = f"{SYSTEM_TENANT}/{keys.log_public[:16]}"
+        found = _system_name(keys)
         open_log(session, tenant_id=SYSTEM_TENANT, log_id=found)
     lock = select(LogHead.log_id).where(LogHead.log_id == found).with_for_update()
     return session.execute(lock).scalar_one()

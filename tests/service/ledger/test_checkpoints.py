@@ -185,6 +185,7 @@ class TestTiles:
                 assert merkle.root_at(head.size, tiles.node_reader(session, log)) == head.root
 
 
+@pytest.mark.parametrize("db", ["sqlite"], indirect=True)
 class TestFsck:
     def test_a_checkpoint_that_differs_from_the_entries_is_found(
         self, world: w.World, keys: LedgerKeys
