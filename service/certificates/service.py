@@ -15,16 +15,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from dp_core.events import canonical_json
 from dp_core.plan import RunPlan
 from service.certificates.models import Certificate
 from service.database import now_us
-from service.ledger import fsck, merkle, repository
+from service.ledger import checkpoints, fsck, guard, merkle, repository
 from service.ledger.errors import LedgerBroken, LedgerNotFound
-from service.ledger.models import LogHead, ReleaseRequest, Reservation
+from service.ledger.models import Cosignature, LogHead, ReleaseRequest, Reservation
 from service.ledger.views import claim_of
 from service.populations.models import Population
 
@@ -150,7 +150,7 @@ def _reasons(
     job_id: str,
     claim: Mapping[str, Any],
 ) -> tuple[str, ...]:
-    reasons = ["no_external_witness"]  # no witness exists yet in this version
+    reasons: list[str] = [] if _witness_count(session) else ["no_external_witness"]
     if plan.records_are_unique_patients or plan.unit == "record":
         reasons.append("unit_by_statement")
     if {plan.noise_source, claim["mechanism"]["noise_source"]} != {"os_entropy"}:
@@ -281,8 +281,22 @@ def _evidence(session: Session, held: Reservation, entries: list[dict[str, Any]]
         "plan": held.plan_digest,
         "tree": {"root": merkle.root_of(head.frontier.split()), "size": head.size},
         "verifier_sha256": verifier_digest(),
-        "witnesses": 0,
+        "witnesses": _witness_count(session),
     }
+
+
+def _witness_count(session: Session) -> int:
+    """Witnesses whose word on the log is fresh; 0 while there are fewer than the quorum."""
+    state = guard.state(session)
+    system = checkpoints.system_log(session)
+    if not state["quorum"] or state["state"] != "open" or system is None:
+        return 0
+    since = now_us() // guard.SECOND_US - guard.STALE_SECONDS
+    fresh = select(func.count(Cosignature.witness.distinct())).where(
+        Cosignature.log_id == system, Cosignature.signed_at >= since
+    )
+    count = session.scalar(fresh) or 0
+    return count if count >= state["quorum"] else 0
 
 
 def _trust() -> dict[str, Any]:

@@ -10,19 +10,20 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
 from service.certificates.service import visible_certificate
-from service.dependencies import ReadDep, SessionDep
+from service.dependencies import PublisherDep, ReadDep, SessionDep
 from service.exact_json import ExactRoute
 from service.ledger import bundle, grants, releases, repository
+from service.ledger.errors import LedgerNotFound
 from service.ledger.models import BudgetGrant, Entry, ReleaseRequest
 from service.ledger.schemas import (
     ApprovalCreate,
     BudgetQuery,
     BudgetReader,
+    BundleQuery,
     EntryQuery,
     GrantCreate,
     GrantQuery,
     LedgerReader,
-    LogQuery,
     ProposalReader,
     ReleaseCreate,
     ReleaseQuery,
@@ -195,9 +196,24 @@ def get_statement(job_id: str, subject: LedgerReader, session: ReadDep) -> dict[
 def get_bundle(
     subject: LedgerReader,
     session: ReadDep,
-    query: Annotated[LogQuery, Query()],
+    publisher: PublisherDep,
+    query: Annotated[BundleQuery, Query()],
 ) -> StreamingResponse:
-    archive = bundle.write_bundle(session, tenant_id=subject.tenant_id, log_id=query.log)
+    """Everything an auditor needs offline; the newest entries are signed before it is made."""
+    head = repository.head_of(session, subject.tenant_id, query.log)
+    if head is None:
+        raise LedgerNotFound("log")
+    if query.size is None:
+        publisher.turn(only=head.log_id)
+    session.rollback()  # a new look, which sees what was signed just now
+    archive = bundle.write_bundle(
+        session,
+        keys=publisher.keys,
+        tenant_id=subject.tenant_id,
+        log_id=head.log_id,
+        size=query.size,
+        since=query.since,
+    )
     return StreamingResponse(
         _chunks(archive),
         media_type="application/zip",

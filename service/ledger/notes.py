@@ -229,7 +229,10 @@ def receipt_text(*, origin: str, idx: int, leaf: str, publish_by: str) -> str:
     return f"{RECEIPT_LINE}\n{origin}\n{idx}\n{encode_hash(leaf)}\n{publish_by}\n"
 
 
-def tlog_proof(*, idx: int, path: Sequence[str], checkpoint: str) -> str:
-    """A self-contained proof: index, inclusion path, and a signed checkpoint."""
-    lines = [PROOF_LINE, f"index {idx}", *(encode_hash(h) for h in path), "", checkpoint]
-    return "\n".join(lines)
+def tlog_proof(*, idx: int, path: Sequence[str], checkpoint: str, extra: str | None = None) -> str:
+    """A self-contained proof: index, inclusion path, and a signed checkpoint.
+
+    `extra` is base64 and not covered by the checkpoint's signature.
+    """
+    lines = [PROOF_LINE, *([] if extra is None else [f"extra {extra}"]), f"index {idx}"]
+    return "\n".join([*lines, *(encode_hash(h) for h in path), "", checkpoint])

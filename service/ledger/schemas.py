@@ -84,6 +84,13 @@ class LogQuery(StrictModel):
     log: str | None = Field(default=None, max_length=64)
 
 
+class BundleQuery(LogQuery):
+    """How far the bundle reaches, and from which earlier checkpoint its growth is proved."""
+
+    size: int | None = Field(default=None, ge=1, lt=2**53)
+    since: int | None = Field(default=None, ge=1, lt=2**53)
+
+
 class EntryQuery(LogQuery):
     """Which entries, oldest first; `after` is the last index seen."""
 

@@ -314,7 +314,12 @@ class TestBundle:
         assert set(archive.namelist()) == {
             "entries.jsonl",
             "settings.jsonl",
-            f"certificates/{reading.names['job']}.json",
+            "checkpoint",
+            "system-entry.json",
+            "system.tlog-proof",
+            f"certificates/{reading.names['job']}.dsse.json",
+            f"receipts/{reading.names['job']}.txt",
+            f"releases/{reading.names['release']}.tlog-proof",
             "manifest.json",
         }
         manifest = json.loads(archive.read("manifest.json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +23,8 @@ from service.ledger.models import LedgerGuard
 from service.ledger.publisher import Publisher, make_publisher
 from service.ledger.witnesses import Witness, WitnessFileInvalid, WitnessUnreachable, load_witnesses
 from service.settings import Settings
-from service.witness.server import Witness as Server
 from tests.service.ledger import world as w
-
-
-@dataclass
-class Street:
-    """Two witnesses behind fake sockets; `down` ones do not answer."""
-
-    servers: dict[str, Server]
-    down: set[str] = field(default_factory=set)
-    calls: int = 0
-
-    def post(self, url: str, body: bytes) -> tuple[int, str]:
-        self.calls += 1
-        name = url.removeprefix("http://").split("/")[0]
-        if name in self.down:
-            raise WitnessUnreachable("down")
-        answer = self.servers[name].add_checkpoint(body)
-        return answer.status, answer.text
-
-    def clients(self) -> tuple[Witness, ...]:
-        return tuple(
-            Witness(key=server.verifier_key, url=f"http://{name}")
-            for name, server in self.servers.items()
-        )
-
-
-def open_street(folder: Path, keys: LedgerKeys) -> Street:
-    origin = f"rldp.local/system/{keys.log_public[:16]}"
-    servers = {}
-    for name in ("w1", "w2"):
-        (folder / name).mkdir(parents=True)
-        servers[name] = Server(
-            name=f"witness.example/{name}",
-            key=Ed25519PrivateKey.generate(),
-            logs=[notes.public_key(origin, notes.LOG_KEY, keys.log)],
-            folder=folder / name,
-        )
-    return Street(servers)
+from tests.service.ledger.street import Street, open_street
 
 
 @dataclass
