@@ -26,6 +26,7 @@ from service.ledger.errors import LedgerNotFound
 from service.ledger.evidence import evidence_of
 from service.ledger.keys import LedgerKeys
 from service.ledger.models import Account, Entry, LogHead, Posting, WindowSettings
+from service.ledger.standing import Standing
 
 FORMAT = "dp-ledger-bundle/1"
 SPOOL_BYTES = 16 * 1024 * 1024
@@ -161,13 +162,13 @@ def _receipts(
             yield f"{idx} {base64.b64encode(note.full.encode()).decode()}"
 
 
-def entry_to_dict(entry: Entry) -> dict[str, Any]:
+def entry_to_dict(entry: Entry, standing: Standing) -> dict[str, Any]:
     """An entry as the API shows it: its place, its state, and its body."""
     return {
         "id": f"{entry.log_id}#{entry.idx}",
         "object": "ledger.entry",
         "leaf": entry.leaf,
-        "state": "stored",
+        "state": standing.state_of(entry.idx),
         "entry": json.loads(entry.body),
     }
 

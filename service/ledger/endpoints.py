@@ -6,12 +6,14 @@ import functools
 from collections.abc import Iterator
 from typing import IO, Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
 
+from service.certificates import envelope as envelope_form
 from service.certificates.service import visible_certificate
+from service.csv_rows import csv_answer
 from service.dependencies import PublisherDep, ReadDep, SessionDep
-from service.exact_json import ExactRoute
 from service.ledger import bundle, grants, releases, repository
 from service.ledger.errors import LedgerNotFound
 from service.ledger.models import BudgetGrant, Entry, ReleaseRequest
@@ -28,26 +30,35 @@ from service.ledger.schemas import (
     ReleaseCreate,
     ReleaseQuery,
     Steward,
+    TableQuery,
 )
-from service.ledger.views import budget_as_of, epsilon_limits, job_statement
-from service.listing import ListQuery, envelope, page
+from service.ledger.standing import standing_of
+from service.ledger.views import (
+    PopulationBudget,
+    budget_as_of,
+    epsilon_limits,
+    job_statement,
+)
+from service.listing import envelope, page
+from service.logged_reads import LoggedRoute
 from service.populations.models import Population
 from service.populations.service import visible_populations
 
-router = APIRouter(prefix="/v1", tags=["ledger"], route_class=ExactRoute)
+router = APIRouter(prefix="/v1", tags=["ledger"], route_class=LoggedRoute)
 
 CHUNK_BYTES = 256 * 1024
 
 
 @router.get("/budgets")
 def list_budgets(
-    subject: BudgetReader, session: ReadDep, query: Annotated[ListQuery, Query()]
-) -> dict[str, Any]:
+    subject: BudgetReader, session: ReadDep, query: Annotated[TableQuery, Query()]
+) -> Any:
     def show(population: Population) -> dict[str, Any]:
-        return {"id": population.id, **epsilon_limits(session, population.id).to_dict()}
+        return {"id": population.id, **_budget(session, epsilon_limits(session, population.id))}
 
     visible = visible_populations(subject.tenant_id)
-    return page(session, Population, visible, after=query.after, limit=query.limit, show=show)
+    listed = page(session, Population, visible, after=query.after, limit=query.limit, show=show)
+    return csv_answer(listed) if query.format == "csv" else listed
 
 
 @router.get("/budgets/{population_id}")
@@ -59,8 +70,18 @@ def get_budget(
 ) -> dict[str, Any]:
     repository.visible_population(session, subject.tenant_id, population_id)
     if query.as_of is not None:
-        return budget_as_of(session, population_id, query.as_of).to_dict()
-    return epsilon_limits(session, population_id).to_dict()
+        return _budget(session, budget_as_of(session, population_id, query.as_of))
+    return _budget(session, epsilon_limits(session, population_id))
+
+
+def _budget(session: Session, budget: PopulationBudget) -> dict[str, Any]:
+    """The budget, and how firmly the entry stands at which it was read."""
+    shown = budget.to_dict()
+    if budget.log is not None:
+        at = standing_of(session, budget.log).at(budget.idx)
+        for block in (shown, *shown["blocks"]):
+            block["at"] = block["at"] | at
+    return shown
 
 
 @router.post("/grants", status_code=201)
@@ -86,12 +107,13 @@ def list_grants(
     subject: ProposalReader,
     session: ReadDep,
     query: Annotated[GrantQuery, Query()],
-) -> dict[str, Any]:
+) -> Any:
     visible = grants.visible_grants(subject.tenant_id)
     if query.population is not None:
         visible = visible.where(BudgetGrant.population_id == query.population)
     show = functools.partial(grants.grant_to_dict, session)
-    return page(session, BudgetGrant, visible, after=query.after, limit=query.limit, show=show)
+    listed = page(session, BudgetGrant, visible, after=query.after, limit=query.limit, show=show)
+    return csv_answer(listed) if query.format == "csv" else listed
 
 
 @router.get("/grants/{grant_id}")
@@ -131,12 +153,13 @@ def list_releases(
     subject: ProposalReader,
     session: ReadDep,
     query: Annotated[ReleaseQuery, Query()],
-) -> dict[str, Any]:
+) -> Any:
     visible = releases.visible_releases(subject.tenant_id)
     if query.job is not None:
         visible = visible.where(ReleaseRequest.job_id == query.job)
     show = functools.partial(releases.release_to_dict, session)
-    return page(session, ReleaseRequest, visible, after=query.after, limit=query.limit, show=show)
+    listed = page(session, ReleaseRequest, visible, after=query.after, limit=query.limit, show=show)
+    return csv_answer(listed) if query.format == "csv" else listed
 
 
 @router.get("/releases/{release_id}")
@@ -183,7 +206,8 @@ def list_entries(
         return Response(bundle.entries_jsonl(entries), media_type="application/jsonl")
     if query.format == "csv":
         return Response(bundle.entries_csv(session, entries), media_type="text/csv")
-    return envelope([bundle.entry_to_dict(entry) for entry in entries], has_more=has_more)
+    standing = standing_of(session, head.log_id if head else "")
+    return envelope([bundle.entry_to_dict(entry, standing) for entry in entries], has_more=has_more)
 
 
 @router.get("/ledger/jobs/{job_id}/statement")
@@ -228,11 +252,24 @@ def _chunks(archive: IO[bytes]) -> Iterator[bytes]:
 
 
 @router.get("/certificates/{job_id}")
-def get_certificate(job_id: str, subject: LedgerReader, session: ReadDep) -> Response:
-    """The canonical bytes, as their digest in the log covers them."""
+def get_certificate(
+    job_id: str,
+    subject: LedgerReader,
+    session: ReadDep,
+    publisher: PublisherDep,
+    accept: Annotated[str, Header()] = "",
+) -> Response:
+    """The canonical statement, as its digest in the log covers it; by `Accept` in its signed
+    DSSE envelope."""
     certificate = visible_certificate(session, subject.tenant_id, job_id)
+    if envelope_form.MEDIA_TYPE in accept:
+        return Response(
+            envelope_form.envelope_of(certificate, publisher.keys),
+            media_type=envelope_form.MEDIA_TYPE,
+            headers={"Vary": "Accept"},
+        )
     return Response(
         certificate.body,
         media_type="application/json",
-        headers={"ETag": f'"{certificate.digest}"'},
+        headers={"ETag": f'"{certificate.digest}"', "Vary": "Accept"},
     )

@@ -108,3 +108,7 @@ def consistency(
 def path_between(session: Session, log_id: str, old: int, size: int) -> dict[str, Any]:
     read = tiles.node_reader(session, log_id)
     return {"from": old, "path": merkle.consistency_path(old, size, read), "to": size}
+
+
+def inclusion(session: Session, log_id: str, idx: int, size: int) -> list[str]:
+    return merkle.inclusion_path(idx, size, tiles.node_reader(session, log_id))

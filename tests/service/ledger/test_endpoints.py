@@ -52,7 +52,7 @@ class Desk:
     def get(self, path: str, who: str | None = "steward", **query: Any) -> Any:
         headers = {} if who is None else {"Authorization": f"Bearer {self.keys[who]}"}
         url = path.format(**self.names)
-        return self.hospital.client.get(url, params=query, headers=headers)
+        return self.hospital.client.get(url, params=query or None, headers=headers)
 
     def post(self, path: str, body: Any, who: str | None = "steward") -> Any:
         headers = {} if who is None else {"Authorization": f"Bearer {self.keys[who]}"}
