@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from service.cli.ledger import app as ledger_app
 from service.cli.witness import app as witness_app
 
 DataDir = Annotated[
@@ -29,7 +30,6 @@ app = typer.Typer(
     Then `rldp up` starts the service; point any OpenAI client at http://127.0.0.1:8080/v1.
     """,
 )
-ledger_app = typer.Typer(no_args_is_help=True, help="Take the ledger out, for auditors.")
 keys_app = typer.Typer(no_args_is_help=True, help="API keys, shown once when they are made.")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(witness_app, name="witness")
@@ -97,45 +97,6 @@ def verify(context: typer.Context) -> None:
     from service.cli.verifier import run_verifier
 
     raise typer.Exit(run_verifier(context.args))
-
-
-@ledger_app.command("export")
-def ledger_export(
-    out: Annotated[Path, typer.Option(help="The zip to write. An existing file is refused.")],
-    data_dir: DataDir = None,
-    tenant: Annotated[
-        str | None, typer.Option(help="Tenant id; needed if there are several.")
-    ] = None,
-) -> None:
-    """Write the ledger with settings and certificates as a bundle for `rldp verify`."""
-    from service.cli.export import export_bundle
-    from service.cli.options import chosen_settings
-
-    export_bundle(chosen_settings(data_dir=data_dir), out=out, tenant_id=tenant)
-
-
-@ledger_app.command("vkey")
-def ledger_vkey(data_dir: DataDir = None) -> None:
-    """Print the key under which witnesses know this ledger, for `rldp witness trust`."""
-    from service.cli.options import chosen_settings
-    from service.cli.policy import print_vkey
-
-    print_vkey(chosen_settings(data_dir=data_dir))
-
-
-@ledger_app.command("policy")
-def ledger_policy(
-    out: Annotated[Path, typer.Option(help="The policy.json to write for an auditor.")],
-    max_age: Annotated[
-        int, typer.Option(min=60, help="How old witnesses' signatures may be, in seconds.")
-    ] = 3600,
-    data_dir: DataDir = None,
-) -> None:
-    """Write what an auditor must trust: log and receipt keys, witnesses and their quorum."""
-    from service.cli.options import chosen_settings
-    from service.cli.policy import write_policy
-
-    write_policy(chosen_settings(data_dir=data_dir), out=out, max_age_seconds=max_age)
 
 
 @keys_app.command("create")

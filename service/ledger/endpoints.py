@@ -202,12 +202,18 @@ def list_entries(
             statement = statement.where(column == wanted)
     rows = list(session.scalars(statement))
     has_more, entries = len(rows) > query.limit, rows[: query.limit]
+    following = {"x-next-after": str(entries[-1].idx)} if has_more else {}
     if query.format == "jsonl":
-        return Response(bundle.entries_jsonl(entries), media_type="application/jsonl")
+        text = bundle.entries_jsonl(entries)
+        return Response(text, media_type="application/jsonl", headers=following)
     if query.format == "csv":
-        return Response(bundle.entries_csv(session, entries), media_type="text/csv")
+        text = bundle.entries_csv(session, entries)
+        return Response(text, media_type="text/csv", headers=following)
     standing = standing_of(session, head.log_id if head else "")
-    return envelope([bundle.entry_to_dict(entry, standing) for entry in entries], has_more=has_more)
+    listed = envelope(
+        [bundle.entry_to_dict(entry, standing) for entry in entries], has_more=has_more
+    )
+    return {**listed, "next_after": entries[-1].idx} if has_more else listed
 
 
 @router.get("/ledger/jobs/{job_id}/statement")
