@@ -15,6 +15,9 @@ in the log that witnesses watch, their cosignatures; growth from every earlier c
 you kept; every receipt; every number of every certificate against the log, and the
 signature of its envelope.
 
+One certificate can be checked without the log: CERTIFICATE.dsse.json --proof FILE --policy
+FILE tells who signed it, that the log names it, and which files it covers.
+
 Exit codes: 0 every check passed; 1 a check failed (the first bad entry is named, or the
 two between which it lies); 2 wrong use, or the bundle cannot be read; 3 nothing failed,
 but something asked for could not be established.
@@ -62,7 +65,7 @@ DSSE_TYPE = "application/vnd.in-toto+json"
 NO_LEAF = "0" * 64
 LINE_BYTES = {"entries.jsonl": 64 * 1024, "settings.jsonl": 4 * 2**20}
 CERTIFICATE_BYTES = 8 * 2**20
-EVIDENCE_BYTES = 64 * 1024
+EVIDENCE_BYTES = 128 * 1024
 RECEIPT_LINE_BYTES = 4096
 DIGITS = Context(prec=110, Emax=MAX_EMAX, Emin=MIN_EMIN)  # 50 true digits with room to cancel
 PICO = 10**12
@@ -1560,7 +1563,8 @@ class Evidence:
             proof, index = parse_proof(raw), published[release]
             require(proof.checkpoint.origin == self.origin, "a release proof of another log")
             self._log_signed(proof.checkpoint, "the checkpoint of a release proof")
-            if proof.index != index or not proof.holds(self.leaves[index]):
+            body = self.bundle.entries[index]
+            if (proof.index, proof.extra) != (index, body) or not proof.holds(leaf_of(body)):
                 raise Failed(f"the proof of release {release} does not hold", index)
 
     def _extends(self, one: Earlier) -> None:
@@ -1623,11 +1627,7 @@ class Evidence:
         key = self._key("", policy.log_key)
         for job in self.bundle.certificates:
             require(job in self.bundle.envelopes, f"the certificate of {job} is not signed")
-            payload, signatures = self.bundle.envelopes[job]
-            kind = DSSE_TYPE.encode()
-            signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
-            fits = any(key.fits(_base64(one["sig"]), signed) for one in signatures)
-            require(fits, f"the certificate of {job} is not signed by the log's key")
+            require_signed(key, *self.bundle.envelopes[job], f"the certificate of {job}")
             self.envelopes += 1
 
     def _witness_claims(self, policy: Policy) -> None:
@@ -1635,6 +1635,76 @@ class Evidence:
             told = statement["predicate"]["evidence"]["witnesses"]
             known = type(told) is int and 0 <= told <= len(policy.witnesses)
             require(known, f"the certificate of {job} names more witnesses than the policy")
+
+
+def verify_certificate(arguments: argparse.Namespace, policy: Policy | None) -> dict[str, Any]:
+    """One certificate without a bundle: who signed it, that the log names it, which files.
+
+    Its numbers are not recomputed: that needs the log.
+    """
+    require(policy is not None, "a certificate alone needs --policy: its signature is all there is")
+    require(arguments.proof is not None, "a certificate alone needs --proof: that the log names it")
+    assert policy is not None
+    key = Key("", 1, policy.log_key)
+    raw = _read_file(arguments.bundle, CERTIFICATE_BYTES).rstrip(b"\n")
+    bundle = Bundle(
+        entries=[],
+        settings={},
+        certificates={},
+        envelopes={},
+        receipts={},
+        releases={},
+        evidence={},
+        manifest={},
+    )
+    payload = _open_envelope("it", raw, bundle)
+    require_signed(key, *bundle.envelopes["it"], "the certificate")
+    statement = parse_canonical(payload)
+    proof = parse_proof(_read_file(arguments.proof))
+    require(proof.extra is not None and proof.holds(leaf_of(proof.extra)), "the proof fails")
+    checkpoint = proof.checkpoint
+    signed = checkpoint.note.is_signed_by(Key(checkpoint.origin, 1, policy.log_key))
+    require(signed, "the checkpoint is not signed by the log's key")
+    assert proof.extra is not None
+    body = parse_canonical(proof.extra)
+    check_shape(body, BODY, "body")
+    named = body["type"] in ("settle", "release.published") and body["idx"] == proof.index
+    require(named and checkpoint.origin.endswith("/" + body["log"]), "a proof of something else")
+    check_shape(body["data"], TYPES[body["type"]], body["type"])
+    digest = hashlib.sha256(payload).hexdigest()
+    require(body["data"]["certificate"] == digest, "the log names another certificate")
+    try:
+        subjects = {s["name"]: s["digest"]["sha256"] for s in statement["subject"]}
+        predicate = statement["predicate"]
+        claim, verdict = predicate["claim"], predicate["verdict"]
+    except (KeyError, TypeError):
+        raise Failed("the certificate is malformed") from None
+    require(subjects == body["data"]["artifacts"], "the log names other artifacts")
+    for artifact in arguments.artifact:
+        found = hashlib.sha256(_read_file(artifact, None)).hexdigest()
+        require(found in subjects.values(), f"{artifact.name} is none of its artifacts")
+    return {
+        "claim": {name: claim.get(name) for name in ("epsilon", "delta", "unit", "rule")},
+        "index": proof.index,
+        "is_released": body["type"] == "release.published",
+        "job": body["data"]["job"],
+        "log": body["log"],
+        "certificate_verdict": verdict,
+        "not_established": [],
+        "size": checkpoint.size,
+        "verdict": "ok",
+        "verifier": VERSION,
+    }
+
+
+def require_signed(
+    key: Key, payload: bytes, signatures: Sequence[dict[str, str]], what: str
+) -> None:
+    """Fails unless one signature of a DSSE envelope is this key's over the payload."""
+    kind = DSSE_TYPE.encode()
+    signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+    fits = any(key.fits(_base64(one["sig"]), signed) for one in signatures)
+    require(fits, f"{what} is not signed by the log's key")
 
 
 def _consistency(raw: bytes) -> dict[str, Any]:
@@ -1653,6 +1723,8 @@ def _consistency(raw: bytes) -> dict[str, Any]:
 def verify(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs every check; the result says what was found and what stayed open."""
     policy = None if arguments.policy is None else read_policy(arguments.policy)
+    if arguments.bundle.suffix == ".json":
+        return verify_certificate(arguments, policy)
     if policy is not None and arguments.max_age is not None:
         policy = replace(policy, max_age_seconds=arguments.max_age)
     earlier = [read_earlier(text) for text in arguments.previous]
@@ -1705,11 +1777,13 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, limit: int | None = EVIDENCE_BYTES) -> bytes:
     try:
-        return path.read_bytes()[: EVIDENCE_BYTES + 1]
+        raw = path.read_bytes()
     except OSError:
         raise Unreadable(f"{path}: cannot be read") from None
+    require(limit is None or len(raw) <= limit, f"{path.name} is too large")
+    return raw
 
 
 def _check_artifact(path: Path, replay: Replay) -> None:
@@ -1728,6 +1802,15 @@ def summary(result: dict[str, Any]) -> str:
     if result["verdict"] == "failed":
         place = "" if result["index"] is None else f" at entry {result['index']}"
         return f"FAILED{place}: {result['problem']}"
+    if "certificate_verdict" in result:
+        claim = result["claim"]
+        return (
+            f"OK certificate of {result['job']}: epsilon {claim['epsilon']} at delta "
+            f"{claim['delta']}, verdict {result['certificate_verdict']}, "
+            f"{'released' if result['is_released'] else 'not released'}; named by entry "
+            f"{result['index']} of {result['log']} under a signed checkpoint of {result['size']}; "
+            "its numbers are recomputed from the bundle only"
+        )
     head = "OK" if result["verdict"] == "ok" else "INCOMPLETE"
     line = (
         f"{head} {result['entries']} entries, root {result['root'][:12]}, {result['previous']}, "
@@ -1753,7 +1836,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("bundle", type=Path, help="the zip from GET /v1/ledger/bundle")
+    parser.add_argument(
+        "bundle",
+        type=Path,
+        help="the zip from GET /v1/ledger/bundle, or one certificate: NAME.dsse.json",
+    )
+    parser.add_argument(
+        "--proof",
+        type=Path,
+        metavar="FILE",
+        help="with one certificate: its tlog-proof, from GET /v1/certificates/{job}/proof",
+    )
     parser.add_argument(
         "--policy",
         type=Path,

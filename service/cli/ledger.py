@@ -126,10 +126,14 @@ def releases(as_csv: Csv = False, url: Url = DEFAULT_URL, key_file: KeyFile = No
 def certificate(
     job: str,
     signed: Annotated[bool, typer.Option(help="In its signed DSSE envelope.")] = False,
+    proof: Annotated[bool, typer.Option(help="The proof that the log names it.")] = False,
     url: Url = DEFAULT_URL,
     key_file: KeyFile = None,
 ) -> None:
-    """The privacy certificate of a job, byte for byte."""
+    """The privacy certificate of a job, byte for byte, or what shows that it is genuine."""
+    if proof:
+        _show(url, key_file, f"/certificates/{job}/proof")
+        return
     accept = "application/vnd.dsse.envelope.v1+json" if signed else "application/json"
     sys.stdout.write(_client(url, key_file).get(f"/certificates/{job}", accept=accept).text)
 

@@ -11,6 +11,7 @@ from fastapi.responses import PlainTextResponse
 from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
+from service.certificates.service import visible_certificate
 from service.csv_rows import csv_answer
 from service.dependencies import PublisherDep, ReadDep
 from service.ledger import access, anomalies, checkpoints, evidence, receipts, repository
@@ -139,6 +140,14 @@ def prove_as_tlog(
     head = _head(session, subject.tenant_id, query.log)
     signed = _covering(session, head, query.entry, None)
     return PlainTextResponse(receipts.proof_of(session, signed, query.entry))
+
+
+@router.get("/certificates/{job_id}/proof", response_class=PlainTextResponse)
+def prove_certificate(job_id: str, subject: LedgerReader, session: ReadDep) -> PlainTextResponse:
+    """That the log names this certificate: for readers who have it and no bundle."""
+    visible_certificate(session, subject.tenant_id, job_id)
+    held = repository.visible_reservation(session, subject.tenant_id, job_id)
+    return PlainTextResponse(evidence.certificate_proof(session, held.log_id, job_id))
 
 
 @router.get("/ledger/refusals")

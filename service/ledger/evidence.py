@@ -45,7 +45,7 @@ def evidence_of(session: Session, log_id: str, *, size: int | None, since: int |
     )
     for entry in session.scalars(published.order_by(Entry.idx)):
         release = json.loads(entry.body)["data"]["release"]
-        proof_text = receipts.proof_of(session, signed, entry.idx)
+        proof_text = receipts.proof_of(session, signed, entry.idx, entry.body)
         files[f"releases/{release}.tlog-proof"] = proof_text
     return Evidence(size=signed.size, files=files)
 
@@ -112,3 +112,24 @@ def path_between(session: Session, log_id: str, old: int, size: int) -> dict[str
 
 def inclusion(session: Session, log_id: str, idx: int, size: int) -> list[str]:
     return merkle.inclusion_path(idx, size, tiles.node_reader(session, log_id))
+
+
+def certificate_proof(session: Session, log_id: str, job_id: str) -> str:
+    """The tlog-proof of the entry that names a job's certificate, with its body inside.
+
+    The release's entry if one is published, else the job's `settle`.
+
+    Raises:
+        LedgerNotFound: no checkpoint covers either yet.
+    """
+    naming = (
+        select(Entry)
+        .where(Entry.log_id == log_id, Entry.job_id == job_id)
+        .where(Entry.type.in_(("settle", "release.published")))
+        .order_by(Entry.idx.desc())
+    )
+    for entry in session.scalars(naming):
+        signed = checkpoints.covering(session, log_id, entry.idx)
+        if signed is not None:
+            return receipts.proof_of(session, signed, entry.idx, entry.body)
+    raise LedgerNotFound("checkpoint")

@@ -57,18 +57,18 @@ def receipt_to_dict(session: Session, keys: LedgerKeys, entry: Entry) -> dict[st
         "leaf": entry.leaf,
         "publish_by": publish_by(entry.ts),
         "receipt": note.full,
-        "proof": None if covering is None else proof_of(session, covering, entry.idx, note),
+        "proof": None if covering is None else proof_of(session, covering, entry.idx, note.full),
     }
 
 
 def proof_of(
-    session: Session, checkpoint: SignedCheckpoint, idx: int, receipt: notes.Note | None = None
+    session: Session, checkpoint: SignedCheckpoint, idx: int, extra: str | None = None
 ) -> str:
-    """The tlog-proof of entry `idx` under a checkpoint, with its receipt inside."""
+    """The tlog-proof of entry `idx` under a checkpoint; `extra` is what it is the proof of."""
     read = tiles.node_reader(session, checkpoint.log_id)
     return notes.tlog_proof(
         idx=idx,
         path=merkle.inclusion_path(idx, checkpoint.size, read),
         checkpoint=checkpoints.full_note(session, checkpoint),
-        extra=None if receipt is None else base64.b64encode(receipt.full.encode()).decode(),
+        extra=None if extra is None else base64.b64encode(extra.encode()).decode(),
     )

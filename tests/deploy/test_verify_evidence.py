@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from service.ledger import bundle, checkpoints, notes, receipts
+from service.ledger.evidence import certificate_proof
 from service.ledger.keys import LedgerKeys, load_keys
 from service.ledger.models import Entry
 from service.ledger.publisher import Publisher
@@ -47,6 +48,8 @@ class Scene:
     keys: LedgerKeys
     receipt: str
     folder: Path
+    proof: str  # of the first, released certificate
+    job: str
 
     @property
     def entries(self) -> list[bytes]:
@@ -83,6 +86,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             ).first()
             assert last is not None
             receipt = receipts.receipt_to_dict(session, keys, last)["proof"]
+            proof = certificate_proof(session, last.log_id, first)
         size = len(early["entries.jsonl"].splitlines())
         yield Scene(
             early=early,
@@ -91,6 +95,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             keys=keys,
             receipt=receipt,
             folder=folder,
+            proof=proof,
+            job=first,
         )
 
 
@@ -520,6 +526,62 @@ class TestReceiptsAndEnvelopes:
         moved = head + gap + str(int(index) - 1).encode() + line + tail
         code, text = auditor.check(scene.late | {name: moved})
         assert (code, "does not hold" in text) == (1, True), text
+
+
+class TestOneCertificate:
+    """What a reader can check who has the certificate, its proof and the policy, but no log."""
+
+    def run(
+        self,
+        auditor: Auditor,
+        *options: str,
+        envelope: bytes | None = None,
+        proof: str | None = None,
+        trusted: bool = True,
+    ) -> tuple[int, str]:
+        scene = auditor.scene
+        raw = envelope or scene.late[f"certificates/{scene.job}.dsse.json"]
+        path = auditor.keep("it.dsse.json", raw)
+        told = auditor.keep("it.tlog-proof", (proof or scene.proof).encode())
+        policy = [f"--policy={scene.policy}"] if trusted else []
+        code = verifier.main([str(path), f"--proof={told}", *policy, *options])
+        printed = auditor.capsys.readouterr()
+        return code, printed.out + printed.err
+
+    def test_is_established_with_its_place_in_the_log(self, auditor: Auditor) -> None:
+        code, text = self.run(auditor)
+        assert code == 0 and text.startswith(f"OK certificate of {auditor.scene.job}"), text
+        assert "released; named by entry" in text
+
+    def test_needs_a_policy(self, auditor: Auditor) -> None:
+        code, text = self.run(auditor, trusted=False)
+        assert (code, "needs --policy" in text) == (1, True), text
+
+    def test_another_certificate_under_this_proof_is_refused(self, auditor: Auditor) -> None:
+        scene = auditor.scene
+        name = next(n for n in scene.late if n.startswith("certificates/") and scene.job not in n)
+        code, text = self.run(auditor, envelope=scene.late[name])
+        assert (code, "names another certificate" in text) == (1, True), text
+
+    def test_a_changed_claim_is_refused(self, auditor: Auditor) -> None:
+        scene = auditor.scene
+        envelope = json.loads(scene.late[f"certificates/{scene.job}.dsse.json"])
+        statement = json.loads(base64.b64decode(envelope["payload"]))
+        statement["predicate"]["claim"]["epsilon"] = "0.1"
+        envelope["payload"] = base64.b64encode(canonical(statement).encode()).decode()
+        code, text = self.run(auditor, envelope=canonical(envelope).encode())
+        assert (code, "not signed by the log's key" in text) == (1, True), text
+
+    @pytest.mark.parametrize("line", [1, 2, 3, -2])
+    def test_a_changed_proof_is_refused(self, auditor: Auditor, line: int) -> None:
+        lines = auditor.scene.proof.split("\n")
+        lines[line] = lines[line][:-6] + ("A" if lines[line][-6] != "A" else "B") + lines[line][-5:]
+        assert self.run(auditor, proof="\n".join(lines))[0] == 1
+
+    def test_a_file_it_does_not_cover_is_refused(self, auditor: Auditor) -> None:
+        other = auditor.keep("adapter_model.safetensors", b"another adapter")
+        code, text = self.run(auditor, f"--artifact={other}")
+        assert (code, "none of its artifacts" in text) == (1, True), text
 
 
 class TestRandomDamage:
