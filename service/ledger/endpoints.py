@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 from typing import IO, Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
@@ -170,7 +170,12 @@ def get_release(release_id: str, subject: ProposalReader, session: ReadDep) -> d
 
 @router.post("/releases/{release_id}/approvals", status_code=201)
 def decide_release(
-    release_id: str, body: ApprovalCreate, subject: Steward, session: SessionDep
+    release_id: str,
+    body: ApprovalCreate,
+    subject: Steward,
+    session: SessionDep,
+    publisher: PublisherDep,
+    after: BackgroundTasks,
 ) -> dict[str, Any]:
     release = releases.decide(
         session,
@@ -180,6 +185,8 @@ def decide_release(
         decision=body.decision,
         signature=body.signature,
     )
+    if release.state == "published":  # signed and witnessed at once, not with the next turn
+        after.add_task(publisher.turn_quietly)
     return releases.release_to_dict(session, release)
 
 

@@ -13,6 +13,7 @@ import os
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +68,11 @@ class Publisher:
                 guard.halt(session, reason=broken.reason, seen_size=broken.seen_size)
             logger.error("ledger halted", extra={"code": broken.reason})
             raise
+
+    def turn_quietly(self) -> None:
+        """A turn for its effect alone: a shrunken log is halted, the dispatcher tells again."""
+        with suppress(LogShrunk):
+            self.turn()
 
     def _turn(self, only: str | None) -> int:
         self._compare_with_memory()

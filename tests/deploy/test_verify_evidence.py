@@ -606,6 +606,90 @@ class TestRandomDamage:
         assert code in (1, 3), (name, place, text)
 
 
+def tampered(scene: Scene, dice: random.Random) -> Files:
+    """One random act of an operator who holds the log's keys, or of one who does not."""
+    lines, keys = list(scene.entries), scene.keys
+    kept = len(scene.early["entries.jsonl"].splitlines())
+    place = dice.randrange(1, kept - 1)  # inside what the earlier checkpoint covers
+    act = dice.choice(["edit", "flip", "drop", "swap", "insert", "truncate", "roll back", "fork"])
+    if act == "roll back":
+        return scene.early if dice.random() < 0.5 else resign(scene.early, keys)
+    if act == "edit":
+        lines = edit(lines, place)
+    elif act == "flip":
+        raw = bytearray(lines[place])
+        raw[dice.randrange(len(raw))] ^= 1 << dice.randrange(7)
+        lines[place] = bytes(raw)
+    elif act == "drop":
+        del lines[place]
+    elif act == "swap":
+        lines[place], lines[place + 1] = lines[place + 1], lines[place]
+    elif act == "insert":
+        lines.insert(place, lines[dice.randrange(len(lines))])
+    elif act == "truncate":
+        lines = lines[: dice.randrange(1, kept)]
+    else:
+        lines = edit(lines, dice.randrange(kept, len(lines)))
+    is_rechained = act in ("edit", "fork") or (act != "flip" and dice.random() < 0.5)
+    made = with_entries(scene.late, rechain(lines) if is_rechained else lines)
+    if act == "fork" or dice.random() < 0.5:
+        return resign(made, keys)
+    return made
+
+
+def check_mutants(scene: Scene, auditor: Auditor, seeds: range) -> None:
+    """Given the newest checkpoint that was shown, every act is found."""
+    kept = auditor.keep("kept", scene.late["checkpoint"])
+    for seed in seeds:
+        code, text = auditor.check(tampered(scene, random.Random(seed)), f"--previous={kept}")
+        assert code == 1, (seed, text)
+
+
+class TestMutants:
+    """T7: 10,000 mutants in the long run, all caught given one earlier checkpoint."""
+
+    def test_some_in_every_run(self, scene: Scene, auditor: Auditor) -> None:
+        check_mutants(scene, auditor, range(150))
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(7200)
+    def test_ten_thousand(self, scene: Scene, auditor: Auditor) -> None:
+        check_mutants(scene, auditor, range(150, 10_150))
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(7200)
+    def test_no_false_alarm_in_a_thousand_clean_runs(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Each run adds a job of random shape to one log and checks the whole bundle."""
+        dice = random.Random(7)
+        keys = load_keys(Settings(data_dir=tmp_path))
+        street = open_street(tmp_path / "street", keys)
+        with w.sqlite_database(tmp_path) as db:
+            world = w.found(db)
+            publisher = publisher_of(world, keys, street, tmp_path)
+            policy = write_policy(tmp_path, keys, street)
+            kept = tmp_path / "kept"
+            for number in range(1000):
+                if number % 25 == 0:  # a fresh tenant, so that logs stay short
+                    world = w.found(db)
+                    kept.unlink(missing_ok=True)
+                if dice.random() < 0.3 or not world.population:
+                    world.population = w.add_population(world, code=f"code-{number}")
+                    w.grant(world, world.population)
+                plan = w.plan(mode="adaptive_sigma")
+                job = w.run_job(world, run_plan=plan, windows=2, crash=dice.random() < 0.4)
+                if dice.random() < 0.5:
+                    w.publish(world, job)
+                publisher.turn()
+                files = files_of(world, keys)
+                path = pack(files, tmp_path / "b.zip")
+                options = [f"--previous={kept}"] if kept.exists() else []
+                code = verifier.main([str(path), f"--policy={policy}", *options])
+                assert code == 0, (number, capsys.readouterr())
+                kept.write_bytes(files["checkpoint"])
+
+
 class TestPolicyFile:
     @pytest.mark.parametrize(
         "change",

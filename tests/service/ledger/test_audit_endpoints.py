@@ -290,7 +290,9 @@ class TestAccessLog:
         assert made["route"] == "/v1/ledger/jobs/{job_id}/statement"
         assert (made["shown"], made["outcome"]) == (desk.names["job"], "allowed")
 
-    @pytest.mark.parametrize("route", [*ROUTES, "/v1/budgets", "/v1/ledger/bundle"])
+    @pytest.mark.parametrize(
+        "route", [*ROUTES, "/v1/budgets", "/v1/ledger/bundle", "/v1/populations"]
+    )
     def test_no_read_of_the_ledger_is_left_out(self, desk: Desk, route: str) -> None:
         before = len(self.reads(desk))
         desk.get(route, who="auditor")
@@ -372,6 +374,18 @@ class TestStanding:
             assert desk.get(state).json()["state"] == "published"
             at = desk.get("/v1/budgets/{population}").json()["at"]
             assert (at["state"], at["witnesses"]) == ("published", "2 of 2 needed")
+
+
+def test_a_release_is_signed_at_once(tmp_path: Any) -> None:
+    with open_hospital(tmp_path) as hospital:
+        desk = open_desk(hospital)
+        job = w.run_job(desk.world, run_plan=w.plan())
+        shown = desk.post("/v1/releases", {"job": job}).json()
+        desk.sign("steward", shown)
+        assert code_of(desk.get("/v1/ledger/checkpoint")) == (404, "not_found")
+        assert desk.sign("steward2", shown).json()["state"] == "published"
+        (entry,) = desk.get("/v1/ledger/entries", type="release.published", job=job).json()["data"]
+        assert entry["state"] == "integrated"
 
 
 class TestAnomalyKinds:
