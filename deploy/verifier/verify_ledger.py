@@ -1608,11 +1608,13 @@ class Evidence:
         require(one.size < system.size, "the system log is shorter than it was: a rollback")
         raw = self.bundle.evidence.get("consistency.json")
         if raw is None:
-            self.open_points.append("growth of the system log: ask for a bundle with since=")
+            self.open_points.append(
+                "growth of the system log: ask for a bundle with since= and system_since="
+            )
             return
         told = _consistency(raw)["system"]
         if (told["from"], told["to"]) != (one.size, system.size):
-            self.open_points.append("growth of the system log: the proof is from another size")
+            self.open_points.append(f"growth of the system log: ask with system_since={one.size}")
             return
         holds = extends(
             old=one.size,

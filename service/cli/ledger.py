@@ -214,13 +214,17 @@ def bundle(
     since: Annotated[
         int | None, typer.Option(help="Size of a checkpoint you keep: adds proofs of growth.")
     ] = None,
+    system_since: Annotated[
+        int | None, typer.Option(help="Size of the system checkpoint you keep, with --since.")
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Up to the checkpoint of this size.")] = None,
     log: Log = None,
     url: Url = DEFAULT_URL,
     key_file: KeyFile = None,
 ) -> None:
     """Take the whole ledger with all evidence from a running service, for `rldp verify`."""
-    _client(url, key_file).download("/ledger/bundle", out, since=since, size=size, log=log)
+    query = {"since": since, "system_since": system_since, "size": size, "log": log}
+    _client(url, key_file).download("/ledger/bundle", out, **query)
     typer.echo(f"Wrote {out}. Check it with: rldp verify {out} --policy policy.json")
 
 

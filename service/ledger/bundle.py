@@ -43,11 +43,13 @@ def write_bundle(
     log_id: str | None = None,
     size: int | None = None,
     since: int | None = None,
+    system_since: int | None = None,
 ) -> IO[bytes]:
     """The bundle as an open temporary file, positioned at its start.
 
     It reaches to the newest signed checkpoint, or to the one of `size` entries; `since`
-    adds proofs that the log extends its checkpoint of that size.
+    adds proofs that the log extends its checkpoint of that size, and the system log its
+    own of `system_since` entries.
 
     Raises:
         LedgerNotFound: the tenant has no such log, or the log no such checkpoint.
@@ -55,7 +57,7 @@ def write_bundle(
     head = repository.head_of(session, tenant_id, log_id)
     if head is None:
         raise LedgerNotFound("log")
-    evidence = evidence_of(session, head.log_id, size=size, since=since)
+    evidence = evidence_of(session, head.log_id, size=size, since=since, system_since=system_since)
     spool = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - given away open
     with zipfile.ZipFile(spool, "w", zipfile.ZIP_DEFLATED) as archive:
         writer = _Writer(archive)

@@ -250,6 +250,7 @@ def get_bundle(
         log_id=head.log_id,
         size=query.size,
         since=query.since,
+        system_since=query.system_since,
     )
     return StreamingResponse(
         _chunks(archive),

@@ -161,7 +161,7 @@ class LedgerHalted(LedgerError):
 
     def __init__(self, reason: str, message: str) -> None:
         self.reason = reason
-        super().__init__(f"{message} See GET /v1/ledger/anomalies; the runbook says what to do.")
+        super().__init__(f"{message} GET /v1/ledger/anomalies says since when and why.")
 
 
 class LogShrunk(LedgerHalted):
@@ -174,7 +174,7 @@ class LogShrunk(LedgerHalted):
         super().__init__(
             "log_shrunk",
             f"Log {log_id} with {size} entries does not extend the {seen_size} entries "
-            "that were signed or witnessed before.",
+            "that were signed or witnessed before. Restore the newest backup.",
         )
 
 

@@ -22,7 +22,14 @@ class Evidence:
     files: dict[str, str]
 
 
-def evidence_of(session: Session, log_id: str, *, size: int | None, since: int | None) -> Evidence:
+def evidence_of(
+    session: Session,
+    log_id: str,
+    *,
+    size: int | None,
+    since: int | None,
+    system_since: int | None = None,
+) -> Evidence:
     """The proofs for the log at its newest checkpoint, or at that of `size` entries.
 
     Raises:
@@ -38,7 +45,7 @@ def evidence_of(session: Session, log_id: str, *, size: int | None, since: int |
         "system.tlog-proof": receipts.proof_of(session, above, signed.system_idx),
     }
     if since is not None:
-        proof = consistency(session, signed, above, since)
+        proof = consistency(session, signed, above, since, system_since)
         files["consistency.json"] = json.dumps(proof, sort_keys=True) + "\n"
     published = select(Entry).where(
         Entry.log_id == log_id, Entry.type == "release.published", Entry.idx < signed.size
@@ -87,16 +94,27 @@ def witnessed(session: Session, system_idx: int) -> SignedCheckpoint:
 
 
 def consistency(
-    session: Session, signed: SignedCheckpoint, above: SignedCheckpoint, since: int
+    session: Session,
+    signed: SignedCheckpoint,
+    above: SignedCheckpoint,
+    since: int,
+    system_since: int | None,
 ) -> dict[str, Any]:
     """That the log, and the system log over it, extend what was signed at size `since`.
 
+    Of the system log the checkpoint of `system_since` entries is meant, or the first over
+    the tenant's.
+
     Raises:
-        LedgerNotFound: the log has no checkpoint of that size.
+        LedgerNotFound: a log has no checkpoint of that size.
     """
     before = exact(session, signed.log_id, since)
     assert before.system_idx is not None, "only the system log's own checkpoints have none"
-    below = checkpoints.covering(session, above.log_id, before.system_idx)
+    below = (
+        checkpoints.covering(session, above.log_id, before.system_idx)
+        if system_since is None
+        else exact(session, above.log_id, system_since)
+    )
     if below is None or before.size > signed.size or below.size > above.size:
         raise LedgerNotFound("checkpoint")
     return {

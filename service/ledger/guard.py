@@ -97,7 +97,7 @@ def _require_unbroken(row: LedgerGuard | None) -> None:
         raise LedgerHalted(
             row.halted_reason,
             "The log does not extend what was signed or witnessed before; it takes no new "
-            "reservation and no charge.",
+            "reservation and no charge. Restore the newest backup.",
         )
 
 

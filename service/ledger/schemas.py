@@ -105,6 +105,7 @@ class BundleQuery(LogQuery):
 
     size: int | None = Field(default=None, ge=1, lt=2**53)
     since: int | None = Field(default=None, ge=1, lt=2**53)
+    system_since: int | None = Field(default=None, ge=1, lt=2**53)
 
 
 class EntryQuery(LogQuery):

@@ -90,7 +90,12 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         size = len(early["entries.jsonl"].splitlines())
         yield Scene(
             early=early,
-            late=files_of(world, keys, since=size),
+            late=files_of(
+                world,
+                keys,
+                since=size,
+                system_since=verifier.parse_proof(early["system.tlog-proof"]).checkpoint.size,
+            ),
             policy=write_policy(folder, keys, street),
             keys=keys,
             receipt=receipt,
@@ -240,6 +245,16 @@ class TestHonest:
         kept = auditor.keep("old-system", raw)
         assert system.text.encode() in raw
         assert auditor.check(scene.late, f"--previous={kept}")[0] == 0
+
+    def test_a_proof_from_another_size_leaves_that_open(
+        self, scene: Scene, auditor: Auditor
+    ) -> None:
+        told = json.loads(scene.late["consistency.json"])
+        told["system"]["from"] -= 1
+        changed = scene.late | {"consistency.json": json.dumps(told).encode()}
+        raw = scene.early["system.tlog-proof"].partition(b"\n\n")[2]
+        code, text = auditor.check(changed, f"--previous={auditor.keep('old-system', raw)}")
+        assert (code, "ask with system_since=" in text) == (3, True), text
 
     def test_the_result_as_json_counts_what_was_checked(
         self, scene: Scene, auditor: Auditor
