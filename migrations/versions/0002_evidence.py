@@ -100,6 +100,7 @@ def _guard() -> None:
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("quorum", sa.Integer(), nullable=False),
         sa.Column("quorum_at", sa.BigInteger(), nullable=False),
+        sa.Column("quorum_size", sa.BigInteger(), nullable=True),
         sa.Column("halted_reason", sa.String(length=40), nullable=True),
         sa.Column("halted_at", sa.BigInteger(), nullable=True),
         sa.Column("seen_size", sa.BigInteger(), nullable=True),

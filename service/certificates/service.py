@@ -15,16 +15,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from dp_core.events import canonical_json
 from dp_core.plan import RunPlan
 from service.certificates.models import Certificate
 from service.database import now_us
-from service.ledger import checkpoints, fsck, guard, merkle, repository
+from service.ledger import fsck, guard, merkle, repository
 from service.ledger.errors import LedgerBroken, LedgerNotFound
-from service.ledger.models import Cosignature, LogHead, ReleaseRequest, Reservation
+from service.ledger.models import LedgerGuard, LogHead, ReleaseRequest, Reservation
+from service.ledger.standing import witness_count
 from service.ledger.views import claim_of
 from service.populations.models import Population
 
@@ -287,16 +288,10 @@ def _evidence(session: Session, held: Reservation, entries: list[dict[str, Any]]
 
 def _witness_count(session: Session) -> int:
     """Witnesses whose word on the log is fresh; 0 while there are fewer than the quorum."""
-    state = guard.state(session)
-    system = checkpoints.system_log(session)
-    if not state["quorum"] or state["state"] != "open" or system is None:
+    state, row = guard.state(session), session.get(LedgerGuard, 1)
+    if not state["quorum"] or state["state"] != "open" or row is None or row.quorum_size is None:
         return 0
-    since = now_us() // guard.SECOND_US - guard.STALE_SECONDS
-    fresh = select(func.count(Cosignature.witness.distinct())).where(
-        Cosignature.log_id == system, Cosignature.signed_at >= since
-    )
-    count = session.scalar(fresh) or 0
-    return count if count >= state["quorum"] else 0
+    return witness_count(session, row.quorum_size)
 
 
 def _trust() -> dict[str, Any]:

@@ -6,12 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.ledger import checkpoints, merkle, receipts, tiles
 from service.ledger.errors import LedgerNotFound
-from service.ledger.models import Cosignature, Entry, LedgerGuard, SignedCheckpoint
+from service.ledger.models import Entry, LedgerGuard, SignedCheckpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,21 +74,11 @@ def witnessed(session: Session, system_idx: int) -> SignedCheckpoint:
     system = checkpoints.system_log(session)
     assert system is not None, "a checkpoint stands in the system log"
     guard = session.get(LedgerGuard, 1)
-    signed_by = (
-        select(func.count())
-        .where(Cosignature.log_id == SignedCheckpoint.log_id)
-        .where(Cosignature.size == SignedCheckpoint.size)
-        .scalar_subquery()
-    )
-    covering = (
-        select(SignedCheckpoint)
-        .where(SignedCheckpoint.log_id == system, SignedCheckpoint.size > system_idx)
-        .order_by(SignedCheckpoint.size.desc())
-        .limit(1)
-    )
-    quorum = 0 if guard is None else guard.quorum
-    found = session.scalar(covering.where(signed_by >= quorum)) or session.scalar(covering)
-    if found is None:
+    seen_size = None if guard is None or not guard.quorum else guard.quorum_size
+    if seen_size is not None and seen_size > system_idx:
+        return exact(session, system, seen_size)
+    found = checkpoints.newest(session, system)
+    if found is None or found.size <= system_idx:
         raise LedgerNotFound("checkpoint")
     return found
 

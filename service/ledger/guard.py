@@ -26,19 +26,22 @@ SECOND_US = 1_000_000
 
 def configure(session: Session, *, quorum: int) -> None:
     """Notes how many witnesses must have signed. A new demand gets its hour from now on."""
-    row = {"id": 1, "quorum": quorum, "quorum_at": now_us(), "halted_reason": None}
-    if insert_if_absent(session, LedgerGuard, row | {"halted_at": None, "seen_size": None}):
+    empty = dict.fromkeys(("quorum_size", "halted_reason", "halted_at", "seen_size"))
+    row = {"id": 1, "quorum": quorum, "quorum_at": now_us()}
+    if insert_if_absent(session, LedgerGuard, row | empty):
         return
     session.execute(
         update(LedgerGuard)
         .where(LedgerGuard.id == 1, LedgerGuard.quorum != quorum)
-        .values(quorum=quorum, quorum_at=now_us())
+        .values(quorum=quorum, quorum_at=now_us(), quorum_size=None)
     )
 
 
-def note_quorum(session: Session) -> None:
-    """Enough witnesses have just signed the newest checkpoint."""
-    session.execute(update(LedgerGuard).where(LedgerGuard.id == 1).values(quorum_at=now_us()))
+def note_quorum(session: Session, *, size: int) -> None:
+    """Enough witnesses have just signed the system log at this size."""
+    session.execute(
+        update(LedgerGuard).where(LedgerGuard.id == 1).values(quorum_at=now_us(), quorum_size=size)
+    )
 
 
 def halt(session: Session, *, reason: str, seen_size: int) -> None:

@@ -311,6 +311,7 @@ class LedgerGuard(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     quorum: Mapped[int]
     quorum_at: Mapped[int] = mapped_column(BigInteger)  # last time enough witnesses had signed
+    quorum_size: Mapped[int | None] = mapped_column(BigInteger)  # the system log as they saw it
     halted_reason: Mapped[str | None] = mapped_column(String(40))
     halted_at: Mapped[int | None] = mapped_column(BigInteger)
     seen_size: Mapped[int | None] = mapped_column(BigInteger)  # of the system log, elsewhere

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -97,17 +97,19 @@ class Publisher:
             newest = self._newest(session)
             if newest is None:
                 return
-            known = _known_sizes(session, newest.log_id)
             fresh = _fresh(session, newest)
         due = [w for w in self.witnesses if must_ask or w.key.name not in fresh]
         for witness in due:
-            self._ask(witness, newest, known.get(witness.key.name, 0))
+            self._ask(witness, newest)
         with self.db.transaction() as session:
             names = {w.key.name for w in self.witnesses} & _fresh(session, newest)
             if self.quorum and len(names) >= self.quorum:
-                guard.note_quorum(session)
+                guard.note_quorum(session, size=newest.size)
 
-    def _ask(self, witness: Witness, newest: SignedCheckpoint, known: int) -> None:
+    def _ask(self, witness: Witness, newest: SignedCheckpoint) -> None:
+        with self.db.reading() as session:
+            known = _known_size(session, newest.log_id, witness.key.name)
+
         def prove(old: int, size: int) -> list[str]:
             with self.db.reading() as session:
                 read = tiles.node_reader(session, newest.log_id)
@@ -182,13 +184,15 @@ def make_publisher(settings: Settings, db: Database, post: Post = post_over_http
     )
 
 
-def _known_sizes(session: Session, log_id: str) -> dict[str, int]:
-    rows = session.execute(
-        select(Cosignature.witness, func.max(Cosignature.size))
-        .where(Cosignature.log_id == log_id)
-        .group_by(Cosignature.witness)
+def _known_size(session: Session, log_id: str, witness: str) -> int:
+    """How much of the log this witness has signed, as far as we know."""
+    newest = (
+        select(Cosignature.size)
+        .where(Cosignature.log_id == log_id, Cosignature.witness == witness)
+        .order_by(Cosignature.size.desc())
+        .limit(1)
     )
-    return {name: int(size) for name, size in rows}
+    return session.scalar(newest) or 0
 
 
 def _fresh(session: Session, newest: SignedCheckpoint) -> set[str]:

@@ -44,12 +44,16 @@ def standing_of(session: Session, log_id: str) -> Standing:
     newest = checkpoints.newest(session, log_id)
     guard = session.get(LedgerGuard, 1)
     quorum = 0 if guard is None else guard.quorum
-    seen_size, witnesses = _witnessed(session, quorum) if quorum else (0, 0)
-    published = session.scalar(
-        select(func.max(SignedCheckpoint.size)).where(
-            SignedCheckpoint.log_id == log_id, SignedCheckpoint.system_idx < seen_size
+    seen_size = guard.quorum_size if guard is not None and quorum else None
+    published, witnesses = None, 0
+    if seen_size is not None:
+        published = session.scalar(
+            select(SignedCheckpoint.size)
+            .where(SignedCheckpoint.log_id == log_id, SignedCheckpoint.system_idx < seen_size)
+            .order_by(SignedCheckpoint.size.desc())
+            .limit(1)
         )
-    )
+        witnesses = witness_count(session, seen_size)
     return Standing(
         integrated=0 if newest is None else newest.size,
         published=published or 0,
@@ -58,15 +62,9 @@ def standing_of(session: Session, log_id: str) -> Standing:
     )
 
 
-def _witnessed(session: Session, quorum: int) -> tuple[int, int]:
-    """(size, witnesses) of the newest system checkpoint with the quorum."""
-    system = checkpoints.system_log(session)
-    found = session.execute(
-        select(Cosignature.size, func.count())
-        .where(Cosignature.log_id == system)
-        .group_by(Cosignature.size)
-        .having(func.count() >= quorum)
-        .order_by(Cosignature.size.desc())
-        .limit(1)
-    ).first()
-    return (0, 0) if found is None else (found[0], found[1])
+def witness_count(session: Session, size: int) -> int:
+    """Witnesses that cosigned the system log at this size."""
+    signed = select(func.count()).where(
+        Cosignature.log_id == checkpoints.system_log(session), Cosignature.size == size
+    )
+    return session.scalar(signed) or 0
