@@ -1069,7 +1069,9 @@ class Replay:
         require(body["actor"] == job.worker, "charged by another worker")
         require(data["inputs"] in ("public", "dp"), "a controller input that is not public or dp")
         require(data["window"] == len(job.windows), f"window {len(job.windows)} expected (I7)")
-        require("open" not in job.windows.values(), "the window before is still open")
+        # only the newest can be open: each had to end before the next was charged
+        is_open = job.windows.get(len(job.windows) - 1) == "open"
+        require(not is_open, "the window before is still open")
         require(1 <= data["steps"] <= job.terms["steps_per_window_max"], "steps of the window")
         require(data["first_step"] <= job.started.get("train", 0), "steps are skipped")
         post = self._charge(job, data, "train", data["steps"])
