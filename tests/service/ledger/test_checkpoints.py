@@ -141,6 +141,7 @@ class TestPublish:
 
 
 class TestTiles:
+    @pytest.mark.parametrize("db", ["postgresql"], indirect=True)
     def test_proofs_from_tiles_equal_proofs_from_leaves(
         self, world: w.World, keys: LedgerKeys
     ) -> None:

@@ -1,6 +1,6 @@
 """Seeded simulations end with every unit accounted for, and the verifier agrees (T2, T5).
 
-One seed again: RLDP_SIM_SEED=17 pytest tests/service/ledger/test_simulation.py -k one_seed
+One seed again: RLDP_SIM_SEED=17 pytest tests/service/ledger/test_simulation.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.deploy.test_verify_ledger import verifier
 from tests.service.ledger import world as w
 from tests.service.ledger.simulation import Simulation
 
-SEEDS_QUICK, SEEDS = 6, int(os.environ.get("RLDP_SIM_SEEDS", "500"))
+SEEDS_QUICK, SEEDS = 4, int(os.environ.get("RLDP_SIM_SEEDS", "500"))
 ONE = os.environ.get("RLDP_SIM_SEED")
 
 
@@ -63,16 +63,11 @@ def play(db: Database, seeds: range, folder: Path) -> None:
 
 @pytest.mark.parametrize("quick_db", ["sqlite"], indirect=True)
 def test_some_seeds_in_every_run(quick_db: Database, tmp_path: Path) -> None:
-    play(quick_db, range(SEEDS_QUICK), tmp_path)
+    seeds = range(SEEDS_QUICK) if ONE is None else range(int(ONE), int(ONE) + 1)
+    play(quick_db, seeds, tmp_path)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(7200)
 def test_many_seeds(quick_db: Database, tmp_path: Path) -> None:
     play(quick_db, range(SEEDS_QUICK, SEEDS_QUICK + SEEDS), tmp_path)
-
-
-@pytest.mark.skipif(ONE is None, reason="for replaying: set RLDP_SIM_SEED")
-@pytest.mark.parametrize("quick_db", ["sqlite"], indirect=True)
-def test_one_seed_again(quick_db: Database, tmp_path: Path) -> None:
-    play(quick_db, range(int(ONE or 0), int(ONE or 0) + 1), tmp_path)
