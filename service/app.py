@@ -21,6 +21,8 @@ from service.edge import Edge
 from service.errors import STATUS_OF_CODE
 from service.health import router as health
 from service.jobs.endpoints import router as jobs
+from service.ledger import guard
+from service.ledger.audit_endpoints import router as audits
 from service.ledger.endpoints import router as ledger
 from service.models_endpoints import router as models
 from service.populations.endpoints import router as populations
@@ -70,7 +72,15 @@ PROBLEM: dict[int | str, dict[str, Any]] = {
     }
 }
 # Every one of these asks for a key first, also on a route that forgets to.
-AUTHENTICATED: tuple[APIRouter, ...] = (models, datasets, populations, ledger, jobs, api_keys)
+AUTHENTICATED: tuple[APIRouter, ...] = (
+    models,
+    datasets,
+    populations,
+    ledger,
+    audits,
+    jobs,
+    api_keys,
+)
 # These look after themselves: health is for anyone, the dashboard has its own sign-in.
 OPEN: tuple[APIRouter, ...] = (health, dashboard)
 
@@ -106,6 +116,10 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    quorum = app.state.settings.witness_quorum
+    if quorum > 0:  # from the first request on, a reservation needs a watched log
+        with app.state.database.transaction() as session:
+            guard.configure(session, quorum=quorum)
     yield
     if app.state.owns_database:
         app.state.database.dispose()

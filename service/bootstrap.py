@@ -7,26 +7,22 @@ belong on the stewards' own machines.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from service.auth.keys import LIFETIME_DAYS_MAX, issue_key
 from service.database import Database, now_us
 from service.ids import new_person_id
+from service.keyfiles import SigningKeyUnusable, signing_key
 from service.settings import Settings
-from service.tenants.models import Principal, Tenant
+from service.tenants.models import SYSTEM_TENANT, Principal, Tenant
+
+__all__ = ["Bootstrapped", "FirstPrincipal", "SigningKeyUnusable", "bootstrap"]
 
 PEOPLE = (
     ("admin", "admin"),
@@ -35,14 +31,6 @@ PEOPLE = (
     ("steward-2", "steward"),
     ("auditor", "auditor"),
 )
-
-
-class SigningKeyUnusable(Exception):
-    """A file with a steward's key is there already and holds something else."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        super().__init__(f"{path.name} holds no Ed25519 key. Move it away, then start again.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +65,11 @@ def bootstrap(database: Database, settings: Settings) -> Bootstrapped | None:
     Raises:
         SigningKeyUnusable: such a file holds something else.
     """
+    hospitals = select(Tenant.id).where(Tenant.id != SYSTEM_TENANT)
     with database.transaction() as session:
         if not database.is_sqlite:  # two first starts at once: the second waits, then sees
             session.execute(text("LOCK TABLE tenant IN SHARE ROW EXCLUSIVE MODE"))
-        if session.scalar(select(Tenant.id).limit(1)) is not None:
+        if session.scalar(hospitals.limit(1)) is not None:
             return None
         tenant = Tenant(id=new_person_id("tn_"), created_at=now_us())
         session.add(tenant)
@@ -99,7 +88,7 @@ def _make_person(
         id=new_person_id("usr_"),
         tenant_id=tenant_id,
         role=role,
-        public_key=None if path is None else _public_hex(_signing_key(path)),
+        public_key=None if path is None else _public_hex(signing_key(path)),
         created_at=now_us(),
     )
     session.add(principal)
@@ -112,30 +101,6 @@ def _make_person(
         key=issued.text,
         signing_key_path=path,
     )
-
-
-def _signing_key(path: Path) -> Ed25519PrivateKey:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.exists():
-        return _loaded(path)
-    key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(pem)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return key
-
-
-def _loaded(path: Path) -> Ed25519PrivateKey:
-    try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
-    except (ValueError, TypeError):
-        raise SigningKeyUnusable(path) from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise SigningKeyUnusable(path)
-    return key
 
 
 def _public_hex(key: Ed25519PrivateKey) -> str:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from service.auth.subject import Subject, current_subject, require_role
 from service.database import Database
+from service.ledger.publisher import Publisher, make_publisher
 from service.settings import Settings
 
 
@@ -38,7 +39,17 @@ def get_reading_session(
         yield session
 
 
+def get_publisher(request: Request) -> Publisher:
+    """Signs checkpoints, receipts and certificates; its keys are loaded at first use."""
+    state = request.app.state
+    if getattr(state, "publisher", None) is None:
+        state.publisher = make_publisher(state.settings, state.database)
+    publisher: Publisher = state.publisher
+    return publisher
+
+
 DatabaseDep = Annotated[Database, Depends(get_database)]
+PublisherDep = Annotated[Publisher, Depends(get_publisher)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 # Scope "function": the commit comes before the answer, so that no caller is told of an
 # effect that a failing commit then takes back.

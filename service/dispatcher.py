@@ -1,4 +1,4 @@
-"""Rings and reaps: sends the outbox, rings again, and takes back jobs with expired leases.
+"""Rings, reaps, publishes: sends the outbox, takes back expired jobs, has the ledger signed.
 
 Every turn of it may be lost or doubled; the rows tell what is left to do (service.md 8,
 12). It never claims, charges or trains.
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from service.database import Database
 from service.datasets import retention
 from service.jobs import leases, outbox
+from service.ledger.publisher import Publisher
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 SEND_SECONDS = 0.3
 REAP_SECONDS = 10.0
 SWEEP_SECONDS = 3600.0
+PUBLISH_SECONDS = 5.0  # an entry must be under a signed checkpoint within a minute
 
 
 @dataclass(kw_only=True)
@@ -31,11 +33,12 @@ class Dispatcher:
     db: Database
     settings: Settings
     ring: Callable[[str], None] | None  # None: no broker, workers poll
+    publisher: Publisher | None = None  # None: another process signs the ledger
 
     def run(self, stop: threading.Event) -> None:
         """Works until told to stop. An unreachable database or broker only delays."""
         reap_seconds = min(REAP_SECONDS, self.settings.lease_seconds / 4)
-        reap_at = sweep_at = 0.0
+        reap_at = sweep_at = publish_at = 0.0
         while not stop.is_set():
             sent = self._guarded(self.send)
             if time.monotonic() >= reap_at:
@@ -44,6 +47,9 @@ class Dispatcher:
             if time.monotonic() >= sweep_at:
                 self._guarded(self.sweep)
                 sweep_at = time.monotonic() + SWEEP_SECONDS
+            if time.monotonic() >= publish_at:
+                self._guarded(self.publish)
+                publish_at = time.monotonic() + PUBLISH_SECONDS
             stop.wait(0 if sent else SEND_SECONDS)
 
     def _guarded(self, turn: Callable[[], int]) -> int:
@@ -89,6 +95,10 @@ class Dispatcher:
         outbox.ring_again(self.db)
         outbox.clean(self.db)
         return len(taken)
+
+    def publish(self) -> int:
+        """Signs what has grown in the ledger and has it witnessed; halts it on a contradiction."""
+        return 0 if self.publisher is None else self.publisher.turn()
 
     def sweep(self) -> int:
         """Erases uploads whose time is over; refunds nothing."""

@@ -22,6 +22,7 @@ PREFIXES = frozenset(
         "wk_",
         "art_",
         "req_",
+        "acc_",
     ]
 )
 

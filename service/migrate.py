@@ -21,8 +21,8 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "migrations"
 MIGRATOR_LOCK = 0x726C6470  # "rldp", an arbitrary but fixed advisory lock
 
 
-def upgrade(database_url: str) -> None:
-    """Applies every missing migration; does nothing on a database at head."""
+def upgrade(database_url: str, revision: str = "head") -> None:
+    """Applies every missing migration up to a revision; does nothing on a database at head."""
     database = Database(database_url)
     try:
         with database.engine.connect() as connection:
@@ -31,7 +31,7 @@ def upgrade(database_url: str) -> None:
                 _guard(connection, is_sqlite=database.is_sqlite)
                 config = _config()
                 config.attributes["connection"] = connection
-                command.upgrade(config, "head")
+                command.upgrade(config, revision)
     finally:
         database.dispose()
 

@@ -35,12 +35,23 @@ class Settings(BaseSettings):
     autocast: bool = False
     device_gflops: float = Field(default=50, gt=0, allow_inf_nan=False)
     upload_bytes_max: int = Field(default=512 * 1024 * 1024, ge=1)
+    witnesses: Path | None = None
+    witness_quorum: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _production_has_a_server(self) -> Settings:
         """On SQLite whoever owns the file owns the ledger; that is for one machine only."""
         if self.environment == "production" and not self.database_url.startswith("postgresql"):
             raise ValueError("RLDP_ENVIRONMENT=production needs RLDP_DATABASE_URL on PostgreSQL.")
+        return self
+
+    @model_validator(mode="after")
+    def _quorum_can_be_met(self) -> Settings:
+        """Whoever owns the database can rewrite it; in production somebody else must watch."""
+        if self.environment == "production" and self.witness_quorum < 1:
+            raise ValueError("RLDP_ENVIRONMENT=production needs RLDP_WITNESS_QUORUM of at least 1.")
+        if self.witness_quorum > 0 and self.witnesses is None:
+            raise ValueError("RLDP_WITNESS_QUORUM needs RLDP_WITNESSES, a file of witnesses.")
         return self
 
     @property

@@ -10,14 +10,26 @@ closed field lists of every entry type; postings replayed from nothing; one rese
 settle per job, epochs and window numbers without gap, job limits; signatures of two
 different stewards for every grant and release; bounds and noise of every window against
 their digest, effective noise multiplier >= charged level; every price and limit to the
-pico with 50-digit arithmetic; every number of every certificate against the log.
+pico with 50-digit arithmetic; the signed checkpoint over exactly these entries, its place
+in the log that witnesses watch, their cosignatures; growth from every earlier checkpoint
+you kept; every receipt; every number of every certificate against the log, and the
+signature of its envelope.
 
-Exit codes: 0 every check passed; 1 a check failed (the first bad entry is named); 2 wrong
-use, or the bundle cannot be read; 3 nothing failed, but something could not be established.
+One certificate can be checked without the log: CERTIFICATE.dsse.json --proof FILE --policy
+FILE tells who signed it, that the log names it, and which files it covers.
 
-Without --previous and --steward-key a whole log could have been written anew by whoever
-runs the service: keep the size and root of an earlier bundle and the stewards' keys
-yourself, and pass them here.
+Exit codes: 0 every check passed; 1 a check failed (the first bad entry is named, or the
+two between which it lies); 2 wrong use, or the bundle cannot be read; 3 nothing failed,
+but something asked for could not be established.
+
+Without --policy nobody's signature is trusted, and without --previous and --steward-key a
+whole log could have been written anew by whoever runs the service. Keep every bundle or
+checkpoint you were given, take policy.json and the stewards' keys from the people and not
+from the server, and pass them here.
+
+policy.json: {"format": "dp-ledger-policy/1", "log_key": HEX, "receipt_key": HEX,
+"system_origin": TEXT, "witnesses": [VKEY, ...], "quorum": N, "max_age_seconds": N,
+"previous_required": BOOL}; optional "steward_keys": [HEX, ...].
 """
 
 from __future__ import annotations
@@ -27,11 +39,13 @@ import base64
 import hashlib
 import json
 import re
+import struct
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import MAX_EMAX, MIN_EMIN, ROUND_CEILING, ROUND_FLOOR, Context, Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
@@ -43,11 +57,16 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 FORMAT = "dp-ledger-bundle/1"
+POLICY_FORMAT = "dp-ledger-policy/1"
+PROOF_LINE = "c2sp.org/tlog-proof@v1"
+DSSE_TYPE = "application/vnd.in-toto+json"
 NO_LEAF = "0" * 64
 LINE_BYTES = {"entries.jsonl": 64 * 1024, "settings.jsonl": 4 * 2**20}
-CERTIFICATE_BYTES = 4 * 2**20
+CERTIFICATE_BYTES = 8 * 2**20
+EVIDENCE_BYTES = 128 * 1024
+RECEIPT_LINE_BYTES = 4096
 DIGITS = Context(prec=110, Emax=MAX_EMAX, Emin=MIN_EMIN)  # 50 true digits with room to cancel
 PICO = 10**12
 ORDERS = range(2, 65)
@@ -146,6 +165,270 @@ def merkle_root(leaves: Sequence[str]) -> str:
     return level[0]
 
 
+def _split(width: int) -> int:
+    """The largest power of two below a width of at least 2."""
+    return 1 << ((width - 1).bit_length() - 1)
+
+
+def _root_over(leaf: str, index: int, size: int, path: Sequence[str]) -> str:
+    """The root that an inclusion path leads to, by the definition of RFC 6962 2.1.1."""
+    if size == 1:
+        require(not path, "an inclusion path of wrong length")
+        return leaf
+    require(bool(path), "an inclusion path of wrong length")
+    split = _split(size)
+    if index < split:
+        return _node(_root_over(leaf, index, split, path[:-1]), path[-1])
+    return _node(path[-1], _root_over(leaf, index - split, size - split, path[:-1]))
+
+
+def includes(*, leaf: str, index: int, size: int, path: Sequence[str], root: str) -> bool:
+    """Whether the path proves the leaf at `index` in the tree of that size and root."""
+    if not 0 <= index < size or len(leaf) != 64:
+        return False
+    try:
+        return _root_over(leaf, index, size, path) == root
+    except Failed:
+        return False
+
+
+def _roots_over(old: int, size: int, path: Sequence[str], old_root: str | None) -> tuple[str, str]:
+    """Old and new root that a consistency path leads to (RFC 6962 2.1.2).
+
+    `old_root` is known on the left edge, where the path leaves it out; else None.
+    """
+    if old == size:
+        if old_root is None:
+            require(len(path) == 1, "a consistency path of wrong length")
+            return path[0], path[0]
+        require(not path, "a consistency path of wrong length")
+        return old_root, old_root
+    require(bool(path), "a consistency path of wrong length")
+    split = _split(size)
+    if old <= split:
+        before, after = _roots_over(old, split, path[:-1], old_root)
+        return before, _node(after, path[-1])
+    before, after = _roots_over(old - split, size - split, path[:-1], None)
+    return _node(path[-1], before), _node(path[-1], after)
+
+
+def extends(*, old: int, old_root: str, size: int, root: str, path: Sequence[str]) -> bool:
+    """Whether the path proves that the tree (size, root) begins with (old, old_root)."""
+    if not 0 < old <= size:
+        return False
+    try:
+        return _roots_over(old, size, path, old_root) == (old_root, root)
+    except Failed:
+        return False
+
+
+# --- signed notes (c2sp.org/signed-note, tlog-checkpoint, tlog-cosignature) ---------------
+
+
+@dataclass(frozen=True)
+class Key:
+    """A public key under a name; kind 1 signs notes, kind 4 cosigns checkpoints."""
+
+    name: str
+    kind: int
+    public: bytes
+
+    @property
+    def key_id(self) -> bytes:
+        named = self.name.encode() + b"\n" + bytes([self.kind]) + self.public
+        return hashlib.sha256(named).digest()[:4]
+
+    def fits(self, signature: bytes, message: bytes) -> bool:
+        try:
+            Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class Note:
+    """A text and its signature lines: (name, key id, signature)."""
+
+    text: str
+    signatures: tuple[tuple[str, bytes, bytes], ...]
+
+    def is_signed_by(self, key: Key) -> bool:
+        return any(
+            (name, key_id) == (key.name, key.key_id) and key.fits(value, self.text.encode())
+            for name, key_id, value in self.signatures
+        )
+
+    def cosigned_at(self, key: Key) -> int | None:
+        """When this witness signed, the newest time if it did more than once."""
+        times = []
+        for name, key_id, value in self.signatures:
+            if (name, key_id) == (key.name, key.key_id) and len(value) == 72:
+                (seconds,) = struct.unpack(">Q", value[:8])
+                message = f"cosignature/v1\ntime {seconds}\n{self.text}".encode()
+                if key.fits(value[8:], message):
+                    times.append(seconds)
+        return max(times, default=None)
+
+
+def _base64(text: str) -> bytes:
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except ValueError:
+        raise Failed("not base64") from None
+    require(base64.b64encode(raw).decode() == text, "base64 in another than its one form")
+    return raw
+
+
+def _hash64(text: str) -> str:
+    raw = _base64(text)
+    require(len(raw) == 32, "a hash of another length")
+    return raw.hex()
+
+
+def parse_note(raw: bytes) -> Note:
+    try:
+        body, gap, tail = raw.decode().rpartition("\n\n")
+    except UnicodeDecodeError:
+        raise Failed("a note that is no UTF-8") from None
+    require(bool(gap) and tail.endswith("\n"), "not a signed note")
+    signatures = []
+    for line in tail[:-1].split("\n"):
+        match = re.fullmatch(r"— ([^ +]{1,255}) ([A-Za-z0-9+/]+={0,2})", line)
+        require(match is not None, "a bad signature line")
+        assert match is not None
+        value = _base64(match[2])
+        require(len(value) > 4, "a bad signature line")
+        signatures.append((match[1], value[:4], value[4:]))
+    return Note(text=body + "\n", signatures=tuple(signatures))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a log states: origin, size, root in hex, and the note that says so."""
+
+    origin: str
+    size: int
+    root: str
+    note: Note
+
+
+def parse_checkpoint(raw: bytes) -> Checkpoint:
+    note = parse_note(raw)
+    lines = note.text.split("\n")
+    form = len(lines) == 4 and bool(lines[0]) and re.fullmatch(r"[1-9][0-9]{0,15}", lines[1])
+    require(bool(form), "not a checkpoint")
+    return Checkpoint(origin=lines[0], size=int(lines[1]), root=_hash64(lines[2]), note=note)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A tlog-proof: where an entry stands under which checkpoint."""
+
+    index: int
+    path: list[str]
+    checkpoint: Checkpoint
+    extra: bytes | None
+
+    def holds(self, leaf: str) -> bool:
+        below = self.checkpoint
+        return includes(
+            leaf=leaf, index=self.index, size=below.size, path=self.path, root=below.root
+        )
+
+
+def parse_proof(raw: bytes) -> Proof:
+    head, gap, note = raw.partition(b"\n\n")
+    try:
+        lines = head.decode("ascii").split("\n")
+    except UnicodeDecodeError:
+        raise Failed("not a tlog-proof") from None
+    require(bool(gap) and lines[0] == PROOF_LINE and len(lines) > 1, "not a tlog-proof")
+    extra = None
+    if lines[1].startswith("extra "):
+        extra = _base64(lines.pop(1).removeprefix("extra "))
+    match = re.fullmatch(r"index (0|[1-9][0-9]{0,15})", lines[1] if len(lines) > 1 else "")
+    require(match is not None and len(lines) <= 66, "not a tlog-proof")
+    assert match is not None
+    path = [_hash64(line) for line in lines[2:]]
+    return Proof(index=int(match[1]), path=path, checkpoint=parse_checkpoint(note), extra=extra)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the service promised about one entry."""
+
+    origin: str
+    index: int
+    leaf: str
+    publish_by: str
+    note: Note
+
+
+def parse_receipt(raw: bytes) -> Receipt:
+    note = parse_note(raw)
+    lines = note.text.split("\n")
+    require(len(lines) == 6 and lines[0] == "dp-ledger-receipt/v1", "not a receipt")
+    form = re.fullmatch(r"0|[1-9][0-9]{0,15}", lines[2]) and re.fullmatch(MINUTE, lines[4])
+    require(bool(form) and bool(lines[1]) and not lines[5], "not a receipt")
+    return Receipt(
+        origin=lines[1],
+        index=int(lines[2]),
+        leaf=_hash64(lines[3]),
+        publish_by=lines[4],
+        note=note,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What the auditor trusts, and asks for."""
+
+    log_key: bytes
+    receipt_key: bytes
+    system_origin: str
+    witnesses: tuple[Key, ...]
+    quorum: int
+    max_age_seconds: int
+    previous_required: bool
+    steward_keys: tuple[str, ...]
+
+
+def read_policy(path: Path) -> Policy:
+    """Raises Unreadable: a policy that says something else than it seems to is no policy."""
+    try:
+        told = json.loads(path.read_bytes())
+        steward_keys = told.pop("steward_keys", [])
+        check_shape(told, POLICY, "policy")
+        check_shape(steward_keys, ["hash"], "policy.steward_keys")
+        require(told["format"] == POLICY_FORMAT, "unknown format")
+        witnesses = tuple(_vkey(text) for text in told["witnesses"])
+        require(len({w.public for w in witnesses}) == len(witnesses), "one witness twice")
+        require(told["quorum"] <= len(witnesses), "the quorum is larger than the witnesses")
+    except (OSError, ValueError, AttributeError, TypeError, Failed) as problem:
+        raise Unreadable(f"{path}: not a policy ({problem})") from None
+    return Policy(
+        log_key=bytes.fromhex(told["log_key"]),
+        receipt_key=bytes.fromhex(told["receipt_key"]),
+        system_origin=told["system_origin"],
+        witnesses=witnesses,
+        quorum=told["quorum"],
+        max_age_seconds=told["max_age_seconds"],
+        previous_required=told["previous_required"],
+        steward_keys=tuple(steward_keys),
+    )
+
+
+def _vkey(text: str) -> Key:
+    name, _, rest = text.partition("+")
+    key_id, _, material = rest.partition("+")
+    raw = _base64(material)
+    require(len(raw) == 33 and raw[0] == 4, "not the vkey of an Ed25519 witness")
+    key = Key(name, raw[0], raw[1:])
+    require(key.key_id.hex() == key_id, "the id of a vkey does not fit")
+    return key
+
+
 # --- arithmetic -----------------------------------------------------------------------
 
 
@@ -199,6 +482,7 @@ PATTERNS = {
     "amount": r"-?(0|[1-9][0-9]{0,18})",
     "decimal": r"([0-9]{1,400}(\.[0-9]{1,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,3})?",
     "signature": r"[A-Za-z0-9+/]{86}==",
+    "base64": r"[A-Za-z0-9+/]+={0,2}",
 }
 APPROVAL = {"approver": "id", "signature": "signature"}
 DIGESTS = {"*id": "hash"}
@@ -261,8 +545,19 @@ BODY = {
     "actor": "id", "data": "any", "idem": "id", "idx": "int", "log": "id", "pop": ("id",),
     "post": [["any"]], "prev": "hash", "ts": "text", "type": "text", "v": "int",
 }
+POLICY = {
+    "format": "text", "log_key": "hash", "max_age_seconds": "int", "previous_required": "bool",
+    "quorum": "int", "receipt_key": "hash", "system_origin": "text", "witnesses": ["text"],
+}
+ENVELOPE = {
+    "payload": "base64", "payloadType": "text",
+    "signatures": [{"keyid": "hash", "sig": "signature"}],
+}
+CONSISTENCY = {"from": "int", "path": ["hash"], "to": "int"}
+CHECKPOINT_ENTRY = {"log": "id", "root": "hash", "size": "int"}
 COMPONENT = {"bound": "decimal", "id": "text", "std": "decimal"}
 # fmt: on
+MINUTE = r"[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]Z"
 AFTER_SETTLE = {"release.requested", "release.approved", "release.rejected", "release.published"}
 
 
@@ -280,6 +575,8 @@ def check_shape(value: Any, shape: Shape, where: str) -> None:
         _check_fields(value, shape, where)
     elif shape == "int":
         require(type(value) is int and value >= 0, f"{where} is no count")
+    elif shape == "bool":
+        require(isinstance(value, bool), f"{where} is neither true nor false")
     elif shape != "any":
         fits = isinstance(value, str) and re.fullmatch(PATTERNS[shape], value)
         require(bool(fits), f"{where} is no {shape}")
@@ -309,6 +606,10 @@ class Bundle:
     entries: list[bytes]
     settings: dict[str, Any]
     certificates: dict[str, tuple[str, Any]]  # job -> (digest, statement)
+    envelopes: dict[str, tuple[bytes, list[dict[str, str]]]]  # job -> (payload, signatures)
+    receipts: dict[str, list[bytes]]  # job -> lines
+    releases: dict[str, bytes]  # release -> tlog-proof
+    evidence: dict[str, bytes]
     manifest: dict[str, Any]
 
 
@@ -325,23 +626,70 @@ def _read_archive(archive: zipfile.ZipFile) -> Bundle:
     require(len(set(names)) == len(names), "a file stands twice in the bundle")
     if not {"manifest.json", "entries.jsonl", "settings.jsonl"} <= set(names):
         raise Unreadable("manifest.json, entries.jsonl or settings.jsonl is missing")
-    certificates = {}
-    for name in names:
-        if name in ("manifest.json", *LINE_BYTES):
-            continue
-        match = re.fullmatch(r"certificates/([A-Za-z0-9_-]{1,80})\.json", name)
-        require(match is not None, "a file of unknown name in the bundle")
-        assert match is not None
-        lines = list(_lines(archive, name, CERTIFICATE_BYTES))
-        require(len(lines) == 1, "a certificate is not one line")
-        digest = hashlib.sha256(lines[0]).hexdigest()
-        certificates[match[1]] = (digest, parse_canonical(lines[0]))
-    return Bundle(
+    bundle = Bundle(
         entries=list(_lines(archive, "entries.jsonl", LINE_BYTES["entries.jsonl"])),
         settings=_settings(archive),
-        certificates=certificates,
-        manifest=_manifest(archive),
+        certificates={},
+        envelopes={},
+        receipts={},
+        releases={},
+        evidence={},
+        manifest={},
     )
+    for name in names:
+        if name not in ("manifest.json", *LINE_BYTES):
+            _read_evidence(archive, name, bundle)
+    bundle.manifest.update(_manifest(archive))
+    return bundle
+
+
+EVIDENCE_FILES = ("checkpoint", "consistency.json", "system-entry.json", "system.tlog-proof")
+
+
+def _read_evidence(archive: zipfile.ZipFile, name: str, bundle: Bundle) -> None:
+    if name in EVIDENCE_FILES:
+        bundle.evidence[name] = _whole(archive, name)
+        return
+    pattern = r"(certificates|receipts|releases)/([A-Za-z0-9_-]{1,80})(\.dsse\.json|\.[a-z-]+)"
+    match = re.fullmatch(pattern, name)
+    kind = match and (match[1], match[3])
+    require(match is not None and kind in KINDS, "a file of unknown name in the bundle")
+    assert match is not None
+    if kind == ("receipts", ".txt"):
+        bundle.receipts[match[2]] = list(_lines(archive, name, RECEIPT_LINE_BYTES))
+    elif kind == ("releases", ".tlog-proof"):
+        bundle.releases[match[2]] = _whole(archive, name)
+    else:
+        require(match[2] not in bundle.certificates, "two certificates of one job")
+        lines = list(_lines(archive, name, CERTIFICATE_BYTES))
+        require(len(lines) == 1, "a certificate is not one line")
+        payload = lines[0] if match[3] == ".json" else _open_envelope(match[2], lines[0], bundle)
+        digest = hashlib.sha256(payload).hexdigest()
+        bundle.certificates[match[2]] = (digest, parse_canonical(payload))
+
+
+KINDS = {
+    ("certificates", ".dsse.json"),
+    ("certificates", ".json"),
+    ("receipts", ".txt"),
+    ("releases", ".tlog-proof"),
+}
+
+
+def _open_envelope(job: str, line: bytes, bundle: Bundle) -> bytes:
+    envelope = parse_canonical(line)
+    check_shape(envelope, ENVELOPE, "envelope")
+    require(envelope["payloadType"] == DSSE_TYPE, "an envelope of another type")
+    payload = _base64(envelope["payload"])
+    bundle.envelopes[job] = (payload, envelope["signatures"])
+    return payload
+
+
+def _whole(archive: zipfile.ZipFile, name: str) -> bytes:
+    with archive.open(name) as source:
+        raw = source.read(EVIDENCE_BYTES + 1)
+    require(len(raw) <= EVIDENCE_BYTES, f"{name} is too large")
+    return raw
 
 
 def _lines(archive: zipfile.ZipFile, name: str, limit: int) -> Iterator[bytes]:
@@ -433,6 +781,7 @@ class Replay:
         self.jobs: dict[str, Job] = {}
         self.proposals: dict[int, dict[str, Any]] = {}
         self.settings_used: set[str] = set()
+        self.published: list[dict[str, Any]] = []
         self.prices_checked = 0
         self.steps: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, int]]] = {
             kind: getattr(self, "_" + kind.replace(".", "_")) for kind in TYPES
@@ -476,8 +825,7 @@ class Replay:
         require(index > 0 or body["type"] == "log.opened", "the log does not begin")
         self.log = self.log or body["log"]
         require(body["log"] == self.log, "an entry of another log")
-        pattern = r"[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]Z"
-        require(bool(re.fullmatch(pattern, body["ts"])), "time is no UTC minute")
+        require(bool(re.fullmatch(MINUTE, body["ts"])), "time is no UTC minute")
         require(body["ts"] >= self.ts, "time falls")
         self.ts = body["ts"]
         require(body["idem"] not in self.idems, "idem used twice")
@@ -721,7 +1069,9 @@ class Replay:
         require(body["actor"] == job.worker, "charged by another worker")
         require(data["inputs"] in ("public", "dp"), "a controller input that is not public or dp")
         require(data["window"] == len(job.windows), f"window {len(job.windows)} expected (I7)")
-        require("open" not in job.windows.values(), "the window before is still open")
+        # only the newest can be open: each had to end before the next was charged
+        is_open = job.windows.get(len(job.windows) - 1) == "open"
+        require(not is_open, "the window before is still open")
         require(1 <= data["steps"] <= job.terms["steps_per_window_max"], "steps of the window")
         require(data["first_step"] <= job.started.get("train", 0), "steps are skipped")
         post = self._charge(job, data, "train", data["steps"])
@@ -815,6 +1165,7 @@ class Replay:
         job = self._job(data)
         require(not job.released, "released twice")
         job.released = True
+        self.published.append(body)
         return {}
 
 
@@ -992,25 +1343,414 @@ def check_schedules(schedules: Sequence[tuple[Any, ...]]) -> int:
     return len(schedules)
 
 
+# --- evidence: checkpoint, witnesses, growth, receipts --------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """What the auditor kept from before: a root, a checkpoint, or a whole bundle."""
+
+    size: int
+    root: str
+    origin: str | None = None
+    note: Note | None = None
+    leaves: list[str] | None = None
+
+
+def read_earlier(text: str) -> Earlier:
+    """SIZE:ROOT, the file of a checkpoint, or an earlier bundle.
+
+    Raises:
+        Unreadable: none of these.
+    """
+    match = re.fullmatch(r"([1-9][0-9]{0,15}):([0-9a-f]{64})", text)
+    if match is not None:
+        return Earlier(size=int(match[1]), root=match[2])
+    path = Path(text)
+    if zipfile.is_zipfile(path):
+        try:
+            entries = read_bundle(path).entries
+        except Failed as failed:
+            raise Unreadable(f"{path}: {failed.problem}") from None
+        leaves = [leaf_of(line) for line in entries]
+        return Earlier(size=len(leaves), root=merkle_root(leaves), leaves=leaves)
+    try:
+        found = parse_checkpoint(path.read_bytes())
+    except (OSError, Failed):
+        raise Unreadable(f"{path}: no checkpoint and no bundle") from None
+    return Earlier(size=found.size, root=found.root, origin=found.origin, note=found.note)
+
+
+def blame_earlier(bundle: Bundle, earlier: Sequence[Earlier], index: int | None) -> None:
+    """Names an entry before `index`, if what was kept shows that the log is bad before it.
+
+    A rewritten entry is often found by what follows it: a steward's signature covers all
+    that came before the proposal.
+    """
+    leaves = [leaf_of(line) for line in bundle.entries[:index]]
+    for one in earlier:
+        pairs = zip(one.leaves or (), leaves, strict=False)
+        differing = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        if differing is not None:
+            raise Failed("the log was rewritten: the earlier bundle has another", differing)
+    for one in earlier:
+        is_of_log = one.origin in (None, bundle.manifest.get("origin"))
+        if is_of_log and one.size <= len(leaves) and merkle_root(leaves[: one.size]) != one.root:
+            raise Failed(f"the log was rewritten before size {one.size}", one.size - 1)
+
+
+class Evidence:
+    """Holds the log against what was signed, witnessed, promised and kept."""
+
+    def __init__(self, replay: Replay, policy: Policy | None, now: float) -> None:
+        self.replay, self.bundle = replay, replay.bundle
+        self.policy, self.now = policy, now
+        self.leaves, self.origin = replay.leaves, replay.origin
+        self.open_points: list[str] = []
+        self.told: dict[int, str] = {}  # index -> leaf, by somebody's signature
+        self.system: Checkpoint | None = None
+        self.witnesses = "no witnesses"
+        self.receipts = self.envelopes = 0
+
+    def run(self, earlier: Sequence[Earlier], own_receipts: Sequence[bytes]) -> None:
+        self._receipts(own_receipts)
+        below = self._checkpoint(earlier)
+        if below is not None:
+            self._system(below)
+            self._releases()
+        elif self.policy is not None:
+            self.open_points.append("no signed checkpoint in the bundle")
+        for one in earlier:
+            self._extends(one)
+        if self.policy is not None:
+            if self.policy.previous_required and not earlier:
+                self.open_points.append("growth: the policy demands an earlier checkpoint")
+            self._envelopes(self.policy)
+            self._witness_claims(self.policy)
+
+    def _key(self, name: str, public: bytes) -> Key:
+        return Key(name, 1, public)
+
+    def _log_signed(self, checkpoint: Checkpoint, what: str) -> None:
+        if self.policy is not None:
+            key = self._key(checkpoint.origin, self.policy.log_key)
+            require(checkpoint.note.is_signed_by(key), f"{what} is not signed by the log's key")
+
+    def _receipts(self, own: Sequence[bytes]) -> None:
+        """Every leaf that was promised stands where it was promised."""
+        promised = []
+        for job, lines in self.bundle.receipts.items():
+            require(job in self.replay.jobs, "receipts of an unknown job")
+            for line in lines:
+                index, _, note = line.partition(b" ")
+                receipt = parse_receipt(_base64(note.decode("ascii", "replace")))
+                require(index == str(receipt.index).encode(), "a receipt under another index")
+                promised.append(receipt)
+        for raw in own:
+            proof = parse_proof(raw) if raw.startswith(PROOF_LINE.encode()) else None
+            if proof is not None:
+                require(proof.extra is not None, "a proof without a receipt")
+            receipt = parse_receipt(raw if proof is None else proof.extra or b"")
+            if proof is not None:
+                require(proof.checkpoint.origin == self.origin, "a receipt of another log")
+                self._log_signed(proof.checkpoint, "the checkpoint of a receipt")
+                holds = proof.index == receipt.index and proof.holds(receipt.leaf)
+                require(holds, "the proof of a receipt does not hold")
+            promised.append(receipt)
+        for receipt in promised:
+            self._promised(receipt)
+        bad = [
+            i for i, leaf in self.told.items() if i < len(self.leaves) and self.leaves[i] != leaf
+        ]
+        if bad:
+            self._rewritten(min(bad), "a receipt tells another entry")
+        self.receipts = len(promised)
+
+    def _promised(self, receipt: Receipt) -> None:
+        require(receipt.origin == self.origin, "a receipt of another log")
+        if self.policy is not None:
+            key = self._key(f"{receipt.origin}/receipts", self.policy.receipt_key)
+            require(receipt.note.is_signed_by(key), "a receipt not signed by the receipt key")
+        same = self.told.setdefault(receipt.index, receipt.leaf) == receipt.leaf
+        if not same:
+            raise Failed("two receipts tell two entries", receipt.index)
+        if receipt.index >= len(self.leaves):
+            due = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(self.now))
+            if receipt.publish_by < due:
+                problem = f"the log is cut: a receipt tells an entry due by {receipt.publish_by}"
+                raise Failed(problem, len(self.leaves))
+            self.open_points.append(f"entry {receipt.index} is not due before {receipt.publish_by}")
+
+    def _rewritten(self, first_bad: int, problem: str) -> None:
+        """A leaf commits to all before it: the edit lies after the last that still fits."""
+        good = [i for i, leaf in self.told.items() if i < first_bad and self.leaves[i] == leaf]
+        after = max(good, default=-1)
+        place = "" if after + 1 == first_bad else f"; the first bad one is after entry {after}"
+        raise Failed(f"{problem}{place}", first_bad)
+
+    def _checkpoint(self, earlier: Sequence[Earlier]) -> Checkpoint | None:
+        raw = self.bundle.evidence.get("checkpoint")
+        if raw is None:
+            require(not self.bundle.evidence, "proofs without a checkpoint")
+            return None
+        found = parse_checkpoint(raw)
+        require(found.origin == self.origin, "the checkpoint of another log")
+        self._log_signed(found, "the checkpoint")
+        size = len(self.leaves)
+        if found.size != size:
+            problem = f"the checkpoint covers {found.size} entries and {size} are here"
+            raise Failed(problem, min(size, found.size))
+        if found.root != merkle_root(self.leaves):
+            self._locate(earlier, size)
+        return found
+
+    def _locate(self, earlier: Sequence[Earlier], size: int) -> None:
+        """The entries are not those that were signed: as near to the first bad one as can be."""
+        for one in earlier:
+            if one.leaves is not None or one.origin in (None, self.origin):
+                self._extends(one)
+        good = [i for i, leaf in self.told.items() if i < size]
+        good += [one.size - 1 for one in earlier if one.origin in (None, self.origin)]
+        after = max(good, default=-1)
+        problem = f"the entries are not those of the checkpoint; the first bad one is after {after}"
+        raise Failed(problem, min(after + 1, size - 1))
+
+    def _system(self, below: Checkpoint) -> None:
+        """The checkpoint stands in the log that witnesses watch, and they have signed that."""
+        evidence = self.bundle.evidence
+        for name in ("system-entry.json", "system.tlog-proof"):
+            require(name in evidence, f"{name} is missing")
+        raw = evidence["system-entry.json"]
+        require(raw.endswith(b"\n"), "a bad line in system-entry.json")
+        body = parse_canonical(raw[:-1])
+        check_shape(body, BODY, "system entry")
+        require((body["type"], body["v"]) == ("tenant.checkpoint", 1), "no tenant.checkpoint")
+        check_shape(body["data"], CHECKPOINT_ENTRY, "system entry")
+        told = body["data"]
+        same = (told["log"], told["size"], told["root"]) == (
+            self.replay.log,
+            below.size,
+            below.root,
+        )
+        require(same, "the system log tells another checkpoint of this log: a split view")
+        proof = parse_proof(evidence["system.tlog-proof"])
+        require(proof.index == body["idx"], "the proof is of another system entry")
+        require(proof.holds(leaf_of(raw[:-1])), "the system entry is not under its checkpoint")
+        self.system = proof.checkpoint
+        if self.policy is not None:
+            require(self.system.origin == self.policy.system_origin, "another system log")
+        self._log_signed(self.system, "the system checkpoint")
+        self._cosigned(self.system)
+
+    def _cosigned(self, system: Checkpoint) -> None:
+        policy = self.policy
+        if policy is None or not policy.witnesses:
+            return
+        times = [system.note.cosigned_at(key) for key in policy.witnesses]
+        signed = sorted((t for t in times if t is not None), reverse=True)
+        self.witnesses = f"witnesses {len(signed)} of {len(policy.witnesses)}"
+        if len(signed) < policy.quorum:
+            self.open_points.append(f"quorum: {len(signed)} of {policy.quorum} witnesses signed")
+        elif policy.quorum:
+            age = int(self.now) - signed[policy.quorum - 1]
+            self.witnesses += f" ({age} s old)"
+            if age > policy.max_age_seconds:
+                self.open_points.append(f"age: cosigned {age} s ago, over {policy.max_age_seconds}")
+
+    def _releases(self) -> None:
+        """Each published release carries its own proof, and it is one of this log."""
+        published = {body["data"]["release"]: body["idx"] for body in self.replay.published}
+        require(set(self.bundle.releases) <= set(published), "a proof of no published release")
+        for release, raw in self.bundle.releases.items():
+            proof, index = parse_proof(raw), published[release]
+            require(proof.checkpoint.origin == self.origin, "a release proof of another log")
+            self._log_signed(proof.checkpoint, "the checkpoint of a release proof")
+            body = self.bundle.entries[index]
+            if (proof.index, proof.extra) != (index, body) or not proof.holds(leaf_of(body)):
+                raise Failed(f"the proof of release {release} does not hold", index)
+
+    def _extends(self, one: Earlier) -> None:
+        if one.origin is not None and one.origin != self.origin:
+            self._system_extends(one)
+            return
+        if one.note is not None and self.policy is not None:
+            key = self._key(self.origin, self.policy.log_key)
+            require(one.note.is_signed_by(key), "the earlier checkpoint has another signature")
+        size, here = one.size, len(self.leaves)
+        if one.leaves is not None:
+            pairs = zip(one.leaves, self.leaves, strict=False)
+            differing = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+            if differing is not None:
+                raise Failed("the log was rewritten: the earlier bundle has another", differing)
+        if size > here:
+            problem = f"the log was rewritten or cut: it had {size} entries and has {here}"
+            raise Failed(problem, here)
+        if merkle_root(self.leaves[:size]) != one.root:
+            self._rewritten_before(size)
+
+    def _rewritten_before(self, size: int) -> None:
+        good = [i for i, leaf in self.told.items() if i < size and self.leaves[i] == leaf]
+        after = max(good, default=-1)
+        problem = f"the log was rewritten: it does not extend the root at size {size}"
+        raise Failed(f"{problem}; the first bad entry is after {after}", min(after + 1, size - 1))
+
+    def _system_extends(self, one: Earlier) -> None:
+        system = self.system
+        require(
+            system is not None and one.origin == system.origin,
+            "an earlier checkpoint of another log",
+        )
+        assert system is not None and one.note is not None
+        if self.policy is not None:
+            key = self._key(system.origin, self.policy.log_key)
+            require(one.note.is_signed_by(key), "the earlier checkpoint has another signature")
+        if one.size == system.size:
+            require(one.root == system.root, "two system logs of one size: a split view")
+            return
+        require(one.size < system.size, "the system log is shorter than it was: a rollback")
+        raw = self.bundle.evidence.get("consistency.json")
+        if raw is None:
+            self.open_points.append(
+                "growth of the system log: ask for a bundle with since= and system_since="
+            )
+            return
+        told = _consistency(raw)["system"]
+        if (told["from"], told["to"]) != (one.size, system.size):
+            self.open_points.append(f"growth of the system log: ask with system_since={one.size}")
+            return
+        holds = extends(
+            old=one.size,
+            old_root=one.root,
+            size=system.size,
+            root=system.root,
+            path=told["path"],
+        )
+        require(holds, "the system log does not extend the earlier checkpoint: a split view")
+
+    def _envelopes(self, policy: Policy) -> None:
+        key = self._key("", policy.log_key)
+        for job in self.bundle.certificates:
+            require(job in self.bundle.envelopes, f"the certificate of {job} is not signed")
+            require_signed(key, *self.bundle.envelopes[job], f"the certificate of {job}")
+            self.envelopes += 1
+
+    def _witness_claims(self, policy: Policy) -> None:
+        for job, (_, statement) in self.bundle.certificates.items():
+            told = statement["predicate"]["evidence"]["witnesses"]
+            known = type(told) is int and 0 <= told <= len(policy.witnesses)
+            require(known, f"the certificate of {job} names more witnesses than the policy")
+
+
+def verify_certificate(arguments: argparse.Namespace, policy: Policy | None) -> dict[str, Any]:
+    """One certificate without a bundle: who signed it, that the log names it, which files.
+
+    Its numbers are not recomputed: that needs the log.
+    """
+    require(policy is not None, "a certificate alone needs --policy: its signature is all there is")
+    require(arguments.proof is not None, "a certificate alone needs --proof: that the log names it")
+    assert policy is not None
+    key = Key("", 1, policy.log_key)
+    raw = _read_file(arguments.bundle, CERTIFICATE_BYTES).rstrip(b"\n")
+    bundle = Bundle(
+        entries=[],
+        settings={},
+        certificates={},
+        envelopes={},
+        receipts={},
+        releases={},
+        evidence={},
+        manifest={},
+    )
+    payload = _open_envelope("it", raw, bundle)
+    require_signed(key, *bundle.envelopes["it"], "the certificate")
+    statement = parse_canonical(payload)
+    proof = parse_proof(_read_file(arguments.proof))
+    require(proof.extra is not None and proof.holds(leaf_of(proof.extra)), "the proof fails")
+    checkpoint = proof.checkpoint
+    signed = checkpoint.note.is_signed_by(Key(checkpoint.origin, 1, policy.log_key))
+    require(signed, "the checkpoint is not signed by the log's key")
+    assert proof.extra is not None
+    body = parse_canonical(proof.extra)
+    check_shape(body, BODY, "body")
+    named = body["type"] in ("settle", "release.published") and body["idx"] == proof.index
+    require(named and checkpoint.origin.endswith("/" + body["log"]), "a proof of something else")
+    check_shape(body["data"], TYPES[body["type"]], body["type"])
+    digest = hashlib.sha256(payload).hexdigest()
+    require(body["data"]["certificate"] == digest, "the log names another certificate")
+    try:
+        subjects = {s["name"]: s["digest"]["sha256"] for s in statement["subject"]}
+        predicate = statement["predicate"]
+        claim, verdict = predicate["claim"], predicate["verdict"]
+    except (KeyError, TypeError):
+        raise Failed("the certificate is malformed") from None
+    require(subjects == body["data"]["artifacts"], "the log names other artifacts")
+    for artifact in arguments.artifact:
+        found = hashlib.sha256(_read_file(artifact, None)).hexdigest()
+        require(found in subjects.values(), f"{artifact.name} is none of its artifacts")
+    return {
+        "claim": {name: claim.get(name) for name in ("epsilon", "delta", "unit", "rule")},
+        "index": proof.index,
+        "is_released": body["type"] == "release.published",
+        "job": body["data"]["job"],
+        "log": body["log"],
+        "certificate_verdict": verdict,
+        "not_established": [],
+        "size": checkpoint.size,
+        "verdict": "ok",
+        "verifier": VERSION,
+    }
+
+
+def require_signed(
+    key: Key, payload: bytes, signatures: Sequence[dict[str, str]], what: str
+) -> None:
+    """Fails unless one signature of a DSSE envelope is this key's over the payload."""
+    kind = DSSE_TYPE.encode()
+    signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+    fits = any(key.fits(_base64(one["sig"]), signed) for one in signatures)
+    require(fits, f"{what} is not signed by the log's key")
+
+
+def _consistency(raw: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(raw)
+    except ValueError:
+        raise Failed("consistency.json is not JSON") from None
+    check_shape(told, {**CONSISTENCY, "system": CONSISTENCY}, "consistency.json")
+    result: dict[str, Any] = told
+    return result
+
+
 # --- command line ---------------------------------------------------------------------
 
 
 def verify(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs every check; the result says what was found and what stayed open."""
+    policy = None if arguments.policy is None else read_policy(arguments.policy)
+    if arguments.bundle.suffix == ".json":
+        return verify_certificate(arguments, policy)
+    if policy is not None and arguments.max_age is not None:
+        policy = replace(policy, max_age_seconds=arguments.max_age)
+    earlier = [read_earlier(text) for text in arguments.previous]
+    own_receipts = [_read_file(path) for path in arguments.receipt]
     bundle = read_bundle(arguments.bundle)
-    replay = Replay(bundle, arguments.steward_key)
-    replay.run()
+    pinned = [*arguments.steward_key, *(policy.steward_keys if policy else ())]
+    replay = Replay(bundle, pinned)
+    try:
+        replay.run()
+    except Failed as failed:
+        blame_earlier(bundle, earlier, failed.index)
+        raise
     root = merkle_root(replay.leaves)
     told = (bundle.manifest.get("size"), bundle.manifest.get("root"), bundle.manifest.get("log"))
     require(told == (len(replay.leaves), root, replay.log), "the manifest tells another log")
+    evidence = Evidence(replay, policy, arguments.now)
+    evidence.run(earlier, own_receipts)
     certificates = Certificates(replay)
     certificates.run()
-    open_points, previous = [], "no earlier root given"
-    if arguments.previous is not None:
-        size, earlier = arguments.previous
-        grown = size <= len(replay.leaves) and merkle_root(replay.leaves[:size]) == earlier
-        require(grown, f"the log was rewritten: it does not extend the root at size {size}")
-        previous = f"consistent with {size}"
+    open_points, previous = evidence.open_points, "no earlier root given"
+    if earlier:
+        previous = "consistent with " + ", ".join(str(one.size) for one in earlier)
     for artifact in arguments.artifact:
         _check_artifact(artifact, replay)
     schedules = 0
@@ -1020,6 +1760,8 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
         open_points.append("epsilon of fixed schedules: dp-accounting is not installed")
     return {
         "certificates": len(bundle.certificates),
+        "certificates_signed": evidence.envelopes,
+        "checkpoint": "checkpoint" in bundle.evidence,
         "entries": len(replay.leaves),
         "invariant_breaks": 0,
         "jobs": len(replay.jobs),
@@ -1028,13 +1770,24 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
         "pico_off": 0,
         "previous": previous,
         "prices": replay.prices_checked,
+        "receipts": evidence.receipts,
         "root": root,
         "schedules": schedules,
-        "steward_keys_pinned": bool(arguments.steward_key),
+        "signatures_checked": policy is not None,
+        "steward_keys_pinned": bool(pinned),
         "verdict": "incomplete" if open_points else "ok",
         "verifier": VERSION,
-        "witnesses": 0,
+        "witnesses": evidence.witnesses,
     }
+
+
+def _read_file(path: Path, limit: int | None = EVIDENCE_BYTES) -> bytes:
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        raise Unreadable(f"{path}: cannot be read") from None
+    require(limit is None or len(raw) <= limit, f"{path.name} is too large")
+    return raw
 
 
 def _check_artifact(path: Path, replay: Replay) -> None:
@@ -1053,20 +1806,25 @@ def summary(result: dict[str, Any]) -> str:
     if result["verdict"] == "failed":
         place = "" if result["index"] is None else f" at entry {result['index']}"
         return f"FAILED{place}: {result['problem']}"
+    if "certificate_verdict" in result:
+        claim = result["claim"]
+        return (
+            f"OK certificate of {result['job']}: epsilon {claim['epsilon']} at delta "
+            f"{claim['delta']}, verdict {result['certificate_verdict']}, "
+            f"{'released' if result['is_released'] else 'not released'}; named by entry "
+            f"{result['index']} of {result['log']} under a signed checkpoint of {result['size']}; "
+            "its numbers are recomputed from the bundle only"
+        )
     head = "OK" if result["verdict"] == "ok" else "INCOMPLETE"
     line = (
         f"{head} {result['entries']} entries, root {result['root'][:12]}, {result['previous']}, "
-        f"no witnesses, {result['jobs']} jobs recomputed, {result['schedules']} epsilons by PLD, "
+        f"{result['witnesses']}, {result['jobs']} jobs recomputed, "
+        f"{result['schedules']} epsilons by PLD, "
         f"{result['pico_off']} pico off, {result['invariant_breaks']} invariant breaks"
     )
+    if result["checkpoint"] and not result["signatures_checked"]:
+        line += "; signatures not checked: no --policy given"
     return line + "".join(f"; not established: {point}" for point in result["not_established"])
-
-
-def _previous(text: str) -> tuple[int, str]:
-    match = re.fullmatch(r"([1-9][0-9]{0,15}):([0-9a-f]{64})", text)
-    if match is None:
-        raise argparse.ArgumentTypeError("SIZE:ROOT, for example 12:9f2c… (64 hex digits)")
-    return int(match[1]), match[2]
 
 
 def _key(text: str) -> str:
@@ -1082,12 +1840,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("bundle", type=Path, help="the zip from GET /v1/ledger/bundle")
+    parser.add_argument(
+        "bundle",
+        type=Path,
+        help="the zip from GET /v1/ledger/bundle, or one certificate: NAME.dsse.json",
+    )
+    parser.add_argument(
+        "--proof",
+        type=Path,
+        metavar="FILE",
+        help="with one certificate: its tlog-proof, from GET /v1/certificates/{job}/proof",
+    )
+    parser.add_argument(
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="policy.json: whose signatures you trust, how many witnesses, how fresh",
+    )
     parser.add_argument(
         "--previous",
-        type=_previous,
-        metavar="SIZE:ROOT",
-        help="size and root of an earlier bundle: the log must extend it",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="SIZE:ROOT, a checkpoint file, or an earlier bundle: the log must extend it; repeat",
+    )
+    parser.add_argument(
+        "--max-age",
+        type=int,
+        metavar="SECONDS",
+        help="how old the witnesses' signatures may be, instead of the policy's number",
+    )
+    parser.add_argument(
+        "--receipt",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a receipt you were given: its entry must stand here; repeat for each",
     )
     parser.add_argument(
         "--steward-key",
@@ -1108,6 +1897,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--version", action="version", version=VERSION)
     arguments = parser.parse_args(argv)
+    arguments.now = time.time()
+    for text in arguments.previous:
+        if ":" not in text and not Path(text).exists():
+            parser.error("--previous: SIZE:ROOT (64 hex digits), or a file that exists")
     try:
         result = verify(arguments)
     except Unreadable as problem:

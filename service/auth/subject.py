@@ -40,7 +40,9 @@ def current_subject(
     owner = authenticate(request.app.state.database, credentials.credentials)
     if owner is None:
         raise AuthenticationRequired
-    return Subject(principal_id=owner.principal_id, tenant_id=owner.tenant_id, role=owner.role)
+    subject = Subject(principal_id=owner.principal_id, tenant_id=owner.tenant_id, role=owner.role)
+    request.state.subject = subject  # for the access log
+    return subject
 
 
 def require_role(*roles: Role) -> Callable[[Subject], Subject]:

@@ -22,9 +22,10 @@ from dp_core.events import canonical_json
 from dp_core.plan import RunPlan
 from service.certificates.models import Certificate
 from service.database import now_us
-from service.ledger import fsck, merkle, repository
+from service.ledger import fsck, guard, merkle, repository
 from service.ledger.errors import LedgerBroken, LedgerNotFound
-from service.ledger.models import LogHead, ReleaseRequest, Reservation
+from service.ledger.models import LedgerGuard, LogHead, ReleaseRequest, Reservation
+from service.ledger.standing import witness_count
 from service.ledger.views import claim_of
 from service.populations.models import Population
 
@@ -150,7 +151,7 @@ def _reasons(
     job_id: str,
     claim: Mapping[str, Any],
 ) -> tuple[str, ...]:
-    reasons = ["no_external_witness"]  # no witness exists yet in this version
+    reasons: list[str] = [] if _witness_count(session) else ["no_external_witness"]
     if plan.records_are_unique_patients or plan.unit == "record":
         reasons.append("unit_by_statement")
     if {plan.noise_source, claim["mechanism"]["noise_source"]} != {"os_entropy"}:
@@ -281,8 +282,16 @@ def _evidence(session: Session, held: Reservation, entries: list[dict[str, Any]]
         "plan": held.plan_digest,
         "tree": {"root": merkle.root_of(head.frontier.split()), "size": head.size},
         "verifier_sha256": verifier_digest(),
-        "witnesses": 0,
+        "witnesses": _witness_count(session),
     }
+
+
+def _witness_count(session: Session) -> int:
+    """Witnesses whose word on the log is fresh; 0 while there are fewer than the quorum."""
+    state, row = guard.state(session), session.get(LedgerGuard, 1)
+    if not state["quorum"] or state["state"] != "open" or row is None or row.quorum_size is None:
+        return 0
+    return witness_count(session, row.quorum_size)
 
 
 def _trust() -> dict[str, Any]:

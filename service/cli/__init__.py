@@ -11,6 +11,9 @@ from typing import Annotated
 
 import typer
 
+from service.cli.ledger import app as ledger_app
+from service.cli.witness import app as witness_app
+
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Where everything is kept. Default: RLDP_DATA_DIR, or .rldp."),
@@ -27,9 +30,9 @@ app = typer.Typer(
     Then `rldp up` starts the service; point any OpenAI client at http://127.0.0.1:8080/v1.
     """,
 )
-ledger_app = typer.Typer(no_args_is_help=True, help="Take the ledger out, for auditors.")
 keys_app = typer.Typer(no_args_is_help=True, help="API keys, shown once when they are made.")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(witness_app, name="witness")
 app.add_typer(keys_app, name="keys")
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -94,21 +97,6 @@ def verify(context: typer.Context) -> None:
     from service.cli.verifier import run_verifier
 
     raise typer.Exit(run_verifier(context.args))
-
-
-@ledger_app.command("export")
-def ledger_export(
-    out: Annotated[Path, typer.Option(help="The zip to write. An existing file is refused.")],
-    data_dir: DataDir = None,
-    tenant: Annotated[
-        str | None, typer.Option(help="Tenant id; needed if there are several.")
-    ] = None,
-) -> None:
-    """Write the ledger with settings and certificates as a bundle for `rldp verify`."""
-    from service.cli.export import export_bundle
-    from service.cli.options import chosen_settings
-
-    export_bundle(chosen_settings(data_dir=data_dir), out=out, tenant_id=tenant)
 
 
 @keys_app.command("create")

@@ -70,6 +70,7 @@ def run_dispatcher() -> None:
     """Sends the outbox and reaps until SIGTERM or SIGINT."""
     from service.database import Database
     from service.dispatcher import Dispatcher
+    from service.ledger.publisher import make_publisher
     from service.worker.celery_app import make_app, ring
 
     configure_logging()
@@ -78,10 +79,12 @@ def run_dispatcher() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     app = make_app(settings)
+    database = Database(settings.resolved_database_url)
     Dispatcher(
-        db=Database(settings.resolved_database_url),
+        db=database,
         settings=settings,
         ring=lambda job_id: ring(app, job_id),
+        publisher=make_publisher(settings, database),
     ).run(stop)
 
 

@@ -36,9 +36,17 @@ from service.dependencies import (
 from service.errors import CursorInvalid, NotFound, TrainingDataSealed
 from service.ids import new_id
 from service.listing import ListQuery, envelope, page
+from service.logged_reads import LoggedRoute
 from service.populations.models import Population
 
-router = APIRouter(prefix="/v1", tags=["files"])
+
+class PersonalRoute(LoggedRoute):
+    """Enters who read what a person wrote, or what was found wrong in it."""
+
+    logged = frozenset({"/v1/files/{file_id}/content", "/v1/files/{file_id}/validation"})
+
+
+router = APIRouter(prefix="/v1", tags=["files"], route_class=PersonalRoute)
 
 DataOwner = Annotated[Subject, Depends(require_role("submitter", "steward"))]
 

@@ -5,6 +5,7 @@ The bytes of entries, settings and certificates leave exactly as they were store
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import io
@@ -18,10 +19,14 @@ from typing import IO, Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service.certificates.envelope import envelope_of
 from service.certificates.models import Certificate
-from service.ledger import merkle, repository
+from service.ledger import merkle, receipts, repository
 from service.ledger.errors import LedgerNotFound
+from service.ledger.evidence import evidence_of
+from service.ledger.keys import LedgerKeys
 from service.ledger.models import Account, Entry, LogHead, Posting, WindowSettings
+from service.ledger.standing import Standing
 
 FORMAT = "dp-ledger-bundle/1"
 SPOOL_BYTES = 16 * 1024 * 1024
@@ -30,22 +35,41 @@ FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # equal logs give equal archives
 CSV_HEADER = "idx,time,type,job,epoch,window,first_step,steps,q,level,charge_pico,escrow_left_pico"
 
 
-def write_bundle(session: Session, *, tenant_id: str, log_id: str | None = None) -> IO[bytes]:
+def write_bundle(
+    session: Session,
+    *,
+    keys: LedgerKeys,
+    tenant_id: str,
+    log_id: str | None = None,
+    size: int | None = None,
+    since: int | None = None,
+    system_since: int | None = None,
+) -> IO[bytes]:
     """The bundle as an open temporary file, positioned at its start.
 
+    It reaches to the newest signed checkpoint, or to the one of `size` entries; `since`
+    adds proofs that the log extends its checkpoint of that size, and the system log its
+    own of `system_since` entries.
+
     Raises:
-        LedgerNotFound: the tenant has no such log.
+        LedgerNotFound: the tenant has no such log, or the log no such checkpoint.
     """
     head = repository.head_of(session, tenant_id, log_id)
     if head is None:
         raise LedgerNotFound("log")
+    evidence = evidence_of(session, head.log_id, size=size, since=since, system_since=system_since)
     spool = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - given away open
     with zipfile.ZipFile(spool, "w", zipfile.ZIP_DEFLATED) as archive:
         writer = _Writer(archive)
-        leaves, digests, jobs = _write_entries(session, writer, head)
+        leaves, digests, jobs = _write_entries(session, writer, head, evidence.size)
         writer.lines("settings.jsonl", _settings(session, digests))
+        for name, content in evidence.files.items():
+            writer.text(name, content)
         for certificate in _certificates(session, jobs):
-            writer.lines(f"certificates/{certificate.job_id}.json", [certificate.body])
+            name = f"certificates/{certificate.job_id}.dsse.json"
+            writer.lines(name, [envelope_of(certificate, keys).decode()])
+            lines = _receipts(session, keys, head, certificate.job_id, evidence.size)
+            writer.lines(f"receipts/{certificate.job_id}.txt", lines)
         manifest = {
             "files": writer.digests,
             "format": FORMAT,
@@ -73,6 +97,11 @@ class _Writer:
                 target.write(raw)
         self.digests[name] = digest.hexdigest()
 
+    def text(self, name: str, content: str) -> None:
+        raw = content.encode()
+        self.archive.writestr(_info(name), raw)
+        self.digests[name] = hashlib.sha256(raw).hexdigest()
+
 
 def _info(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, FIXED_TIME)
@@ -81,14 +110,14 @@ def _info(name: str) -> zipfile.ZipInfo:
 
 
 def _write_entries(
-    session: Session, writer: _Writer, head: LogHead
+    session: Session, writer: _Writer, head: LogHead, size: int
 ) -> tuple[list[str], list[str], list[str]]:
     leaves: list[str] = []
     digests: dict[str, None] = {}
     jobs: dict[str, None] = {}
     rows = session.execute(
         select(Entry.body, Entry.leaf, Entry.type, Entry.job_id)
-        .where(Entry.log_id == head.log_id, Entry.idx < head.size)
+        .where(Entry.log_id == head.log_id, Entry.idx < size)
         .order_by(Entry.idx)
         .execution_options(yield_per=ROWS_PER_FETCH)
     )
@@ -125,13 +154,23 @@ def _certificates(session: Session, jobs: Sequence[str]) -> Iterable[Certificate
             yield found
 
 
-def entry_to_dict(entry: Entry) -> dict[str, Any]:
+def _receipts(
+    session: Session, keys: LedgerKeys, head: LogHead, job_id: str, size: int
+) -> Iterable[str]:
+    """One receipt a line, in base64: index first, so that a reader can look for one."""
+    for idx, leaf, ts in session.execute(receipts.receipted(head.log_id, job_id)):
+        if idx < size:
+            note = receipts.receipt_of(keys, origin=head.origin, idx=idx, leaf=leaf, ts=ts)
+            yield f"{idx} {base64.b64encode(note.full.encode()).decode()}"
+
+
+def entry_to_dict(entry: Entry, standing: Standing) -> dict[str, Any]:
     """An entry as the API shows it: its place, its state, and its body."""
     return {
         "id": f"{entry.log_id}#{entry.idx}",
         "object": "ledger.entry",
         "leaf": entry.leaf,
-        "state": "stored",
+        "state": standing.state_of(entry.idx),
         "entry": json.loads(entry.body),
     }
 

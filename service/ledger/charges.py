@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from dp_core.accounting import step_pico
 from dp_core.events import canonical_json
 from dp_core.ports import ChunkCharge, JournalPosition, QueryCharge
-from service.ledger import accounts, repository
+from service.ledger import accounts, guard, repository
 from service.ledger.accounts import Overdrawn, name_of
 from service.ledger.entries import (
     Draft,
@@ -48,6 +48,7 @@ def charge_window(session: Session, *, job_id: str, epoch: int, charge: ChunkCha
 
     Raises:
         LedgerNotFound, ReservationClosed, StaleEpoch, IdempotencyConflict.
+        LedgerHalted: the log does not extend what was signed or witnessed.
         EscrowExhausted: the job's limit, steps or escrow would be passed.
         ChargeRefused: the charge leaves its plan, or windows come out of order.
     """
@@ -65,6 +66,7 @@ def charge_window(session: Session, *, job_id: str, epoch: int, charge: ChunkCha
     repeated = find_receipt(session, held.log_id, draft)
     if repeated is not None:
         return repeated
+    guard.require_charges(session)
     _check_order(held, block, charge)
     _count_window(session, held, charge.chunk_index, job_cost)
     _count_steps(session, block, charge.steps, cost)
@@ -91,6 +93,7 @@ def charge_query(session: Session, *, job_id: str, epoch: int, charge: QueryChar
     repeated = find_receipt(session, held.log_id, draft)
     if repeated is not None:
         return repeated
+    guard.require_charges(session)
     counted = update(Reservation).where(
         Reservation.job_id == job_id,
         Reservation.state == "open",

@@ -6,47 +6,59 @@ import functools
 from collections.abc import Iterator
 from typing import IO, Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Header, Query, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
 
+from service.certificates import envelope as envelope_form
 from service.certificates.service import visible_certificate
-from service.dependencies import ReadDep, SessionDep
-from service.exact_json import ExactRoute
+from service.csv_rows import csv_answer
+from service.dependencies import PublisherDep, ReadDep, SessionDep
 from service.ledger import bundle, grants, releases, repository
+from service.ledger.errors import LedgerNotFound
 from service.ledger.models import BudgetGrant, Entry, ReleaseRequest
 from service.ledger.schemas import (
     ApprovalCreate,
     BudgetQuery,
     BudgetReader,
+    BundleQuery,
     EntryQuery,
     GrantCreate,
     GrantQuery,
     LedgerReader,
-    LogQuery,
     ProposalReader,
     ReleaseCreate,
     ReleaseQuery,
     Steward,
+    TableQuery,
 )
-from service.ledger.views import budget_as_of, epsilon_limits, job_statement
-from service.listing import ListQuery, envelope, page
+from service.ledger.standing import standing_of
+from service.ledger.views import (
+    PopulationBudget,
+    budget_as_of,
+    epsilon_limits,
+    job_statement,
+)
+from service.listing import envelope, page
+from service.logged_reads import LoggedRoute
 from service.populations.models import Population
 from service.populations.service import visible_populations
 
-router = APIRouter(prefix="/v1", tags=["ledger"], route_class=ExactRoute)
+router = APIRouter(prefix="/v1", tags=["ledger"], route_class=LoggedRoute)
 
 CHUNK_BYTES = 256 * 1024
 
 
 @router.get("/budgets")
 def list_budgets(
-    subject: BudgetReader, session: ReadDep, query: Annotated[ListQuery, Query()]
-) -> dict[str, Any]:
+    subject: BudgetReader, session: ReadDep, query: Annotated[TableQuery, Query()]
+) -> Any:
     def show(population: Population) -> dict[str, Any]:
-        return {"id": population.id, **epsilon_limits(session, population.id).to_dict()}
+        return {"id": population.id, **_budget(session, epsilon_limits(session, population.id))}
 
     visible = visible_populations(subject.tenant_id)
-    return page(session, Population, visible, after=query.after, limit=query.limit, show=show)
+    listed = page(session, Population, visible, after=query.after, limit=query.limit, show=show)
+    return csv_answer(listed) if query.format == "csv" else listed
 
 
 @router.get("/budgets/{population_id}")
@@ -58,8 +70,18 @@ def get_budget(
 ) -> dict[str, Any]:
     repository.visible_population(session, subject.tenant_id, population_id)
     if query.as_of is not None:
-        return budget_as_of(session, population_id, query.as_of).to_dict()
-    return epsilon_limits(session, population_id).to_dict()
+        return _budget(session, budget_as_of(session, population_id, query.as_of))
+    return _budget(session, epsilon_limits(session, population_id))
+
+
+def _budget(session: Session, budget: PopulationBudget) -> dict[str, Any]:
+    """The budget, and how firmly the entry stands at which it was read."""
+    shown = budget.to_dict()
+    if budget.log is not None:
+        at = standing_of(session, budget.log).at(budget.idx)
+        for block in (shown, *shown["blocks"]):
+            block["at"] = block["at"] | at
+    return shown
 
 
 @router.post("/grants", status_code=201)
@@ -85,12 +107,13 @@ def list_grants(
     subject: ProposalReader,
     session: ReadDep,
     query: Annotated[GrantQuery, Query()],
-) -> dict[str, Any]:
+) -> Any:
     visible = grants.visible_grants(subject.tenant_id)
     if query.population is not None:
         visible = visible.where(BudgetGrant.population_id == query.population)
     show = functools.partial(grants.grant_to_dict, session)
-    return page(session, BudgetGrant, visible, after=query.after, limit=query.limit, show=show)
+    listed = page(session, BudgetGrant, visible, after=query.after, limit=query.limit, show=show)
+    return csv_answer(listed) if query.format == "csv" else listed
 
 
 @router.get("/grants/{grant_id}")
@@ -130,12 +153,13 @@ def list_releases(
     subject: ProposalReader,
     session: ReadDep,
     query: Annotated[ReleaseQuery, Query()],
-) -> dict[str, Any]:
+) -> Any:
     visible = releases.visible_releases(subject.tenant_id)
     if query.job is not None:
         visible = visible.where(ReleaseRequest.job_id == query.job)
     show = functools.partial(releases.release_to_dict, session)
-    return page(session, ReleaseRequest, visible, after=query.after, limit=query.limit, show=show)
+    listed = page(session, ReleaseRequest, visible, after=query.after, limit=query.limit, show=show)
+    return csv_answer(listed) if query.format == "csv" else listed
 
 
 @router.get("/releases/{release_id}")
@@ -146,7 +170,12 @@ def get_release(release_id: str, subject: ProposalReader, session: ReadDep) -> d
 
 @router.post("/releases/{release_id}/approvals", status_code=201)
 def decide_release(
-    release_id: str, body: ApprovalCreate, subject: Steward, session: SessionDep
+    release_id: str,
+    body: ApprovalCreate,
+    subject: Steward,
+    session: SessionDep,
+    publisher: PublisherDep,
+    after: BackgroundTasks,
 ) -> dict[str, Any]:
     release = releases.decide(
         session,
@@ -156,6 +185,8 @@ def decide_release(
         decision=body.decision,
         signature=body.signature,
     )
+    if release.state == "published":  # signed and witnessed at once, not with the next turn
+        after.add_task(publisher.turn_quietly)
     return releases.release_to_dict(session, release)
 
 
@@ -178,11 +209,18 @@ def list_entries(
             statement = statement.where(column == wanted)
     rows = list(session.scalars(statement))
     has_more, entries = len(rows) > query.limit, rows[: query.limit]
+    following = {"x-next-after": str(entries[-1].idx)} if has_more else {}
     if query.format == "jsonl":
-        return Response(bundle.entries_jsonl(entries), media_type="application/jsonl")
+        text = bundle.entries_jsonl(entries)
+        return Response(text, media_type="application/jsonl", headers=following)
     if query.format == "csv":
-        return Response(bundle.entries_csv(session, entries), media_type="text/csv")
-    return envelope([bundle.entry_to_dict(entry) for entry in entries], has_more=has_more)
+        text = bundle.entries_csv(session, entries)
+        return Response(text, media_type="text/csv", headers=following)
+    standing = standing_of(session, head.log_id if head else "")
+    listed = envelope(
+        [bundle.entry_to_dict(entry, standing) for entry in entries], has_more=has_more
+    )
+    return {**listed, "next_after": entries[-1].idx} if has_more else listed
 
 
 @router.get("/ledger/jobs/{job_id}/statement")
@@ -195,9 +233,25 @@ def get_statement(job_id: str, subject: LedgerReader, session: ReadDep) -> dict[
 def get_bundle(
     subject: LedgerReader,
     session: ReadDep,
-    query: Annotated[LogQuery, Query()],
+    publisher: PublisherDep,
+    query: Annotated[BundleQuery, Query()],
 ) -> StreamingResponse:
-    archive = bundle.write_bundle(session, tenant_id=subject.tenant_id, log_id=query.log)
+    """Everything an auditor needs offline; the newest entries are signed before it is made."""
+    head = repository.head_of(session, subject.tenant_id, query.log)
+    if head is None:
+        raise LedgerNotFound("log")
+    if query.size is None:
+        publisher.turn(only=head.log_id)
+    session.rollback()  # a new look, which sees what was signed just now
+    archive = bundle.write_bundle(
+        session,
+        keys=publisher.keys,
+        tenant_id=subject.tenant_id,
+        log_id=head.log_id,
+        size=query.size,
+        since=query.since,
+        system_since=query.system_since,
+    )
     return StreamingResponse(
         _chunks(archive),
         media_type="application/zip",
@@ -212,11 +266,24 @@ def _chunks(archive: IO[bytes]) -> Iterator[bytes]:
 
 
 @router.get("/certificates/{job_id}")
-def get_certificate(job_id: str, subject: LedgerReader, session: ReadDep) -> Response:
-    """The canonical bytes, as their digest in the log covers them."""
+def get_certificate(
+    job_id: str,
+    subject: LedgerReader,
+    session: ReadDep,
+    publisher: PublisherDep,
+    accept: Annotated[str, Header()] = "",
+) -> Response:
+    """The canonical statement, as its digest in the log covers it; by `Accept` in its signed
+    DSSE envelope."""
     certificate = visible_certificate(session, subject.tenant_id, job_id)
+    if envelope_form.MEDIA_TYPE in accept:
+        return Response(
+            envelope_form.envelope_of(certificate, publisher.keys),
+            media_type=envelope_form.MEDIA_TYPE,
+            headers={"Vary": "Accept"},
+        )
     return Response(
         certificate.body,
         media_type="application/json",
-        headers={"ETag": f'"{certificate.digest}"'},
+        headers={"ETag": f'"{certificate.digest}"', "Vary": "Accept"},
     )

@@ -109,17 +109,16 @@ def log_of(session: Session, tenant_id: str) -> str:
     """
     newest = (
         select(LogHead.log_id)
-        .where(LogHead.tenant_id == tenant_id)
+        .where(LogHead.log_id.startswith(f"{tenant_id}/", autoescape=True))
         .order_by(LogHead.log_id.desc())
         .limit(1)
     )
     found = session.scalar(newest)
-    return found if found is not None else _open_log(session, tenant_id)
+    return found if found is not None else _open_ledger(session, tenant_id)
 
 
-def _open_log(session: Session, tenant_id: str) -> str:
-    ts = _minute(now_us())
-    log_id = f"{tenant_id}/{ts[:4]}"
+def open_log(session: Session, *, tenant_id: str, log_id: str) -> bool:
+    """Begins a log with `log.opened`; False if it stands already."""
     origin = f"{ORIGIN_HOST}/{log_id}"
     head = {
         "log_id": log_id,
@@ -127,16 +126,20 @@ def _open_log(session: Session, tenant_id: str) -> str:
         "origin": origin,
         "size": 0,
         "last_leaf": NO_LEAF,
-        "last_ts": ts,
+        "last_ts": this_minute(),
         "frontier": "",
     }
     if not insert_if_absent(session, LogHead, head):
-        return log_id  # another transaction opened it while we waited
-    append(
-        session,
-        log_id,
-        Draft(type="log.opened", idem="open", actor=SYSTEM, data={"origin": origin}),
-    )
+        return False  # another transaction opened it while we waited
+    opened = Draft(type="log.opened", idem="open", actor=SYSTEM, data={"origin": origin})
+    append(session, log_id, opened)
+    return True
+
+
+def _open_ledger(session: Session, tenant_id: str) -> str:
+    log_id = f"{tenant_id}/{this_minute()[:4]}"
+    if not open_log(session, tenant_id=tenant_id, log_id=log_id):
+        return log_id
     founders = (
         select(Principal)
         .where(Principal.tenant_id == tenant_id, Principal.role == "steward")
@@ -206,7 +209,7 @@ def append(session: Session, log_id: str, draft: Draft) -> Receipt:
     if repeated is not None:
         return repeated
     _check_movements(draft)
-    ts = max(_minute(now_us()), head.last_ts)  # a clock going back repeats the minute
+    ts = max(this_minute(), head.last_ts)  # a clock going back repeats the minute
     body = body_of(draft, log_id=log_id, idx=head.size, prev=head.last_leaf, ts=ts)
     receipt = Receipt(log=log_id, idx=head.size, leaf=leaf_of(body))
     _insert(session, draft, body, receipt, ts)
@@ -260,5 +263,6 @@ def _check_movements(draft: Draft) -> None:
         raise LedgerBroken(f"{draft.idem} posts twice to one account.")
 
 
-def _minute(time_us: int) -> str:
-    return datetime.fromtimestamp(time_us // 60_000_000 * 60, UTC).strftime("%Y-%m-%dT%H:%MZ")
+def this_minute() -> str:
+    """Now, as entries show times: finer ones would tell more than they may (ledger.md 6.1)."""
+    return datetime.fromtimestamp(now_us() // 60_000_000 * 60, UTC).strftime("%Y-%m-%dT%H:%MZ")

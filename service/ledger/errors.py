@@ -13,6 +13,8 @@
     ├── ProposalInvalid           known fields, unacceptable values
     ├── ProposalClosed            decided, expired or overtaken by another grant
     ├── SelfApproval              approving one's own job
+    ├── LedgerHalted              the log or its witnesses give cause to take nothing new
+    │   └── LogShrunk             a log no longer extends what was signed or witnessed
     ├── NotAllowedToSign          the signer is no registered steward of the tenant
     └── SignatureInvalid          the signature does not fit text and key
 
@@ -154,6 +156,28 @@ class SignatureInvalid(LedgerError):
         )
 
 
+class LedgerHalted(LedgerError):
+    """Nothing new is reserved, and after a break nothing charged, until people have looked."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(f"{message} GET /v1/ledger/anomalies says since when and why.")
+
+
+class LogShrunk(LedgerHalted):
+    """The log is shorter than, or differs from, what was signed or witnessed before (P14)."""
+
+    def __init__(self, *, log_id: str, size: int, seen_size: int) -> None:
+        self.log_id = log_id
+        self.size = size
+        self.seen_size = seen_size
+        super().__init__(
+            "log_shrunk",
+            f"Log {log_id} with {size} entries does not extend the {seen_size} entries "
+            "that were signed or witnessed before. Restore the newest backup.",
+        )
+
+
 class LedgerBroken(InvariantViolation):
     """The ledger contradicts itself: stop before anything is released."""
 
@@ -172,6 +196,7 @@ ERROR_TABLE: dict[type[Exception], tuple[int, str]] = {
     ProposalInvalid: (422, "field_invalid"),
     ProposalClosed: (409, "state_conflict"),
     SelfApproval: (403, "self_approval"),
+    LedgerHalted: (503, "ledger_halted"),
     NotAllowedToSign: (403, "role_forbidden"),
     SignatureInvalid: (422, "field_invalid"),
 }

@@ -259,7 +259,65 @@ class Approval(Base):
     created_at: Mapped[int] = mapped_column(BigInteger)
 
 
-APPEND_ONLY = ("entry", "posting", "window_settings", "approval")
+class TreeTile(Base):
+    """256 neighbouring full subtrees of height 8*level; filled later, only speeds up proofs."""
+
+    __tablename__ = "tile"
+
+    log_id: Mapped[str] = mapped_column(ForeignKey("log_head.log_id"), primary_key=True)
+    level: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    hashes: Mapped[str] = mapped_column(Text)  # 256 in hex, without a space
+
+
+class SignedCheckpoint(Base):
+    """Size and root of a log, signed. One per size; each extends the one before (I10)."""
+
+    __tablename__ = "checkpoint"
+    __table_args__ = (CheckConstraint("size > 0", name="size"),)
+
+    log_id: Mapped[str] = mapped_column(ForeignKey("log_head.log_id"), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    root: Mapped[str] = mapped_column(DIGEST)
+    note: Mapped[str] = mapped_column(Text)
+    system_idx: Mapped[int | None] = mapped_column(BigInteger)  # its `tenant.checkpoint`
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class Cosignature(Base):
+    """The newest statement of one witness about one checkpoint of the system log."""
+
+    __tablename__ = "cosignature"
+    __table_args__ = (
+        ForeignKeyConstraint(["log_id", "size"], ["checkpoint.log_id", "checkpoint.size"]),
+    )
+
+    log_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    witness: Mapped[str] = mapped_column(String(255), primary_key=True)
+    line: Mapped[str] = mapped_column(Text)
+    signed_at: Mapped[int] = mapped_column(BigInteger)  # Unix seconds, by the witness's clock
+
+
+class LedgerGuard(Base):
+    """Whether new reservations and charges are taken: one row, read in their transactions."""
+
+    __tablename__ = "ledger_guard"
+    __table_args__ = (
+        CheckConstraint("id = 1", name="one_row"),
+        CheckConstraint("(halted_reason IS NULL) = (halted_at IS NULL)", name="halted"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    quorum: Mapped[int]
+    quorum_at: Mapped[int] = mapped_column(BigInteger)  # last time enough witnesses had signed
+    quorum_size: Mapped[int | None] = mapped_column(BigInteger)  # the system log as they saw it
+    halted_reason: Mapped[str | None] = mapped_column(String(40))
+    halted_at: Mapped[int | None] = mapped_column(BigInteger)
+    seen_size: Mapped[int | None] = mapped_column(BigInteger)  # of the system log, elsewhere
+
+
+APPEND_ONLY = ("entry", "posting", "window_settings", "approval", "tile", "checkpoint")
 
 
 def append_only_statements(dialect: str, table: str) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from service.ledger.errors import LedgerNotFound
@@ -129,9 +129,14 @@ def tallies(
     return [(q, level, int(steps)) for q, level, steps in session.execute(statement)]
 
 
+def is_ledger_of(tenant_id: str) -> ColumnElement[bool]:
+    """The condition that a log is a ledger of the tenant, by its name `<tenant>/<year>`."""
+    return LogHead.log_id.startswith(f"{tenant_id}/", autoescape=True)
+
+
 def head_of(session: Session, tenant_id: str, log_id: str | None = None) -> LogHead | None:
-    """The named or newest log of the tenant."""
-    statement = select(LogHead).where(LogHead.tenant_id == tenant_id)
+    """The named or newest ledger of the tenant; its access logs are none."""
+    statement = select(LogHead).where(is_ledger_of(tenant_id))
     if log_id is not None:
         statement = statement.where(LogHead.log_id == log_id)
     return session.scalar(statement.order_by(LogHead.log_id.desc()).limit(1))
@@ -142,7 +147,7 @@ def visible_entries(tenant_id: str) -> Select[Any]:
     return (
         select(Entry)
         .join(LogHead, LogHead.log_id == Entry.log_id)
-        .where(LogHead.tenant_id == tenant_id)
+        .where(is_ledger_of(tenant_id))
         .order_by(Entry.log_id, Entry.idx)
     )
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from dp_core.events import canonical_json
 from dp_core.plan import RunPlan
 from service.database import now_us
-from service.ledger import accounts, repository
+from service.ledger import accounts, guard, repository
 from service.ledger.accounts import Overdrawn, name_of
 from service.ledger.entries import SYSTEM, Draft, Movement, Receipt, append, find_receipt, log_of
 from service.ledger.errors import (
@@ -57,6 +57,7 @@ def reserve(
         LedgerNotFound: no such population of this tenant.
         PopulationNotGranted: no effective grant, or frozen.
         ReservationMismatch: plan, population and blocks do not fit each other.
+        LedgerHalted: the log is broken, or too few witnesses watch it.
         BudgetExceeded: a block has less free than the job may need.
     """
     population = repository.visible_population(session, tenant_id, population_id)
@@ -73,6 +74,7 @@ def reserve(
     repeated = find_receipt(session, log_id, draft)
     if repeated is not None:
         return repeated
+    guard.require_reservations(session)
     _hold(session, population_id, job_id, blocks, draft)
     receipt = append(session, log_id, draft)
     session.add(_reservation(run_plan, plan_digest, population, job_id, actor, receipt))

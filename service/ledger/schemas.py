@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Annotated, Literal
 
 from fastapi import Depends
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from service.auth.subject import Subject, require_role
 from service.exact_json import DecimalText as ExactDecimalText
@@ -15,6 +24,7 @@ from service.listing import ListQuery
 Steward = Annotated[Subject, Depends(require_role("steward"))]
 LedgerReader = Annotated[Subject, Depends(require_role("submitter", "steward", "auditor"))]
 ProposalReader = Annotated[Subject, Depends(require_role("steward", "auditor"))]
+AccessReader = Annotated[Subject, Depends(require_role("auditor"))]
 BudgetReader = Annotated[Subject, Depends(require_role("submitter", "steward", "auditor", "admin"))]
 
 
@@ -60,13 +70,19 @@ class ApprovalCreate(StrictModel):
     signature: str = Field(min_length=88, max_length=88, pattern=r"^[A-Za-z0-9+/]{86}==$")
 
 
-class GrantQuery(ListQuery):
+class TableQuery(ListQuery):
+    """A list as JSON or CSV."""
+
+    format: Literal["json", "csv"] = "json"
+
+
+class GrantQuery(TableQuery):
     """Which grants to list."""
 
     population: str | None = Field(default=None, max_length=64)
 
 
-class ReleaseQuery(ListQuery):
+class ReleaseQuery(TableQuery):
     """Which releases to list."""
 
     job: str | None = Field(default=None, max_length=64)
@@ -84,6 +100,14 @@ class LogQuery(StrictModel):
     log: str | None = Field(default=None, max_length=64)
 
 
+class BundleQuery(LogQuery):
+    """How far the bundle reaches, and from which earlier checkpoint its growth is proved."""
+
+    size: int | None = Field(default=None, ge=1, lt=2**53)
+    since: int | None = Field(default=None, ge=1, lt=2**53)
+    system_since: int | None = Field(default=None, ge=1, lt=2**53)
+
+
 class EntryQuery(LogQuery):
     """Which entries, oldest first; `after` is the last index seen."""
 
@@ -93,3 +117,66 @@ class EntryQuery(LogQuery):
     after: int = Field(default=-1, ge=-1, lt=2**53)
     limit: int = Field(default=100, ge=1, le=1000)
     format: Literal["json", "jsonl", "csv"] = "json"
+
+
+class PageQuery(StrictModel):
+    """A page of entries, oldest first; `after` is the id of the last one seen."""
+
+    after: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_/]{1,64}#(0|[1-9][0-9]{0,15})$")
+    limit: int = Field(default=100, ge=1, le=1000)
+    format: Literal["json", "csv"] = "json"
+
+
+class RefusalQuery(PageQuery):
+    """Which refusals to list."""
+
+    population: str | None = Field(default=None, max_length=64)
+
+
+class AnomalyQuery(StrictModel):
+    """Which kind of anomaly to list."""
+
+    kind: str | None = Field(default=None, max_length=32)
+    format: Literal["json", "csv"] = "json"
+
+
+class InclusionQuery(LogQuery):
+    """Which entry, and under the checkpoint of how many entries."""
+
+    idx: int = Field(ge=0, lt=2**53)
+    size: int | None = Field(default=None, ge=1, lt=2**53)
+
+
+class ConsistencyQuery(LogQuery):
+    """Between which two checkpoints."""
+
+    from_size: int = Field(alias="from", ge=1, lt=2**53)
+    to_size: int = Field(alias="to", ge=1, lt=2**53)
+
+
+class TlogQuery(LogQuery):
+    """Which entry."""
+
+    entry: int = Field(ge=0, lt=2**53)
+
+
+class ForecastCreate(StrictModel):
+    """Jobs like one that is there, or jobs of a size: exactly one of the two."""
+
+    population: str = Field(max_length=64)
+    job: str | None = Field(default=None, max_length=64)
+    reserve_pico: Annotated[int, Field(ge=1, lt=2**62)] | None = None
+
+    @field_validator("reserve_pico", mode="before")
+    @classmethod
+    def _amount_is_text(cls, value: object) -> object:
+        """Amounts travel as decimal text, so that no reader makes a float of one."""
+        if value is None or (isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,18}", value)):
+            return value if value is None else int(str(value))
+        raise PydanticCustomError("amount_text", "Write the amount as a string of digits.")
+
+    @model_validator(mode="after")
+    def _exactly_one_size(self) -> ForecastCreate:
+        if (self.job is None) == (self.reserve_pico is None):
+            raise PydanticCustomError("one_size", "Give either job or reserve_pico.")
+        return self

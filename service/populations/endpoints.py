@@ -8,14 +8,14 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
 from service.dependencies import ReadDep, SessionDep
-from service.exact_json import ExactRoute
 from service.ledger.errors import LedgerNotFound
 from service.ledger.schemas import DecimalText, LedgerReader, Steward, StrictModel
 from service.listing import ListQuery, page
+from service.logged_reads import LoggedRoute
 from service.populations import service
 from service.populations.models import Population
 
-router = APIRouter(prefix="/v1/populations", tags=["populations"], route_class=ExactRoute)
+router = APIRouter(prefix="/v1/populations", tags=["populations"], route_class=LoggedRoute)
 
 
 class PopulationCreate(StrictModel):

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from service.database import Base
 
+SYSTEM_TENANT = "system"  # owns the system log; no hospital, no people
 ROLES = ("submitter", "steward", "auditor", "admin")
 
 

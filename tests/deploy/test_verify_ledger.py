@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 from dp_core import accounting
 from dp_core.errors import CalibrationImpossible
 from service.ledger import bundle
+from service.ledger.publisher import make_publisher
+from service.settings import Settings
 from tests.service.ledger import world as w
 
 SCRIPT = Path(__file__).resolve().parents[2] / "deploy" / "verifier" / "verify_ledger.py"
@@ -111,10 +113,14 @@ class Parts:
 def take_apart(path: Path, world: w.World) -> Parts:
     with zipfile.ZipFile(path) as archive:
         names = [n for n in archive.namelist() if n.startswith("certificates/")]
+        sealed = {n: json.loads(archive.read(n))["payload"] for n in names}
         return Parts(
             entries=archive.read("entries.jsonl").decode().splitlines(),
             settings=archive.read("settings.jsonl").decode().splitlines(),
-            certificates={Path(n).stem: archive.read(n).decode().strip() for n in names},
+            certificates={
+                Path(n).name.removesuffix(".dsse.json"): base64.b64decode(sealed[n]).decode()
+                for n in names
+            },
             stewards=world.stewards,
         )
 
@@ -138,9 +144,11 @@ def clean_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path,
                 needed_pico=9,
                 free_pico=8,
             )
+        publisher = make_publisher(Settings(data_dir=directory), db)
+        publisher.turn()
         with (
             db.reading() as session,
-            bundle.write_bundle(session, tenant_id=world.tenant) as archive,
+            bundle.write_bundle(session, keys=publisher.keys, tenant_id=world.tenant) as archive,
         ):
             path = directory / "bundle.zip"
             path.write_bytes(archive.read())

@@ -177,6 +177,8 @@ class TestBind:
             environment="production",
             bind="0.0.0.0:8443",
             database_url="postgresql+psycopg://db/rldp",
+            witnesses=Path("witnesses"),
+            witness_quorum=1,
         )
         assert bind_of(settings) == ("0.0.0.0", 8443)
 

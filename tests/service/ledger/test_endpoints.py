@@ -52,7 +52,7 @@ class Desk:
     def get(self, path: str, who: str | None = "steward", **query: Any) -> Any:
         headers = {} if who is None else {"Authorization": f"Bearer {self.keys[who]}"}
         url = path.format(**self.names)
-        return self.hospital.client.get(url, params=query, headers=headers)
+        return self.hospital.client.get(url, params=query or None, headers=headers)
 
     def post(self, path: str, body: Any, who: str | None = "steward") -> Any:
         headers = {} if who is None else {"Authorization": f"Bearer {self.keys[who]}"}
@@ -314,7 +314,12 @@ class TestBundle:
         assert set(archive.namelist()) == {
             "entries.jsonl",
             "settings.jsonl",
-            f"certificates/{reading.names['job']}.json",
+            "checkpoint",
+            "system-entry.json",
+            "system.tlog-proof",
+            f"certificates/{reading.names['job']}.dsse.json",
+            f"receipts/{reading.names['job']}.txt",
+            f"releases/{reading.names['release']}.tlog-proof",
             "manifest.json",
         }
         manifest = json.loads(archive.read("manifest.json"))

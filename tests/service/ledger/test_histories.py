@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -166,3 +167,17 @@ class LedgerHistories(RuleBasedStateMachine):
 
 TestHistories = LedgerHistories.TestCase
 TestHistories.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
+
+
+class ManyHistories(LedgerHistories):
+    """20,000 rules: 100 histories of 200."""
+
+
+class NightlyHistories(LedgerHistories):
+    """1,000,000 rules: 5,000 histories of 200."""
+
+
+TestManyHistories = pytest.mark.faults(pytest.mark.timeout(7200)(ManyHistories.TestCase))
+TestManyHistories.settings = settings(max_examples=100, stateful_step_count=200, deadline=None)
+TestNightlyHistories = pytest.mark.slow(pytest.mark.timeout(0)(NightlyHistories.TestCase))
+TestNightlyHistories.settings = settings(max_examples=5000, stateful_step_count=200, deadline=None)

@@ -1,0 +1,109 @@
+"""Fail closed: decides from one row whether new reservations and charges are taken (P14).
+
+Guarantee: once a log was found shorter than, or different from, what was signed or
+witnessed, nothing is reserved or charged any more; the state never lifts itself. Without a
+witness quorum for an hour nothing new is reserved, while running jobs go on inside their
+escrow (ledger.md 19). The row is written by the publisher, read in the same transaction
+as the reservation or charge.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from service.database import now_us
+from service.ledger.entries import insert_if_absent
+from service.ledger.errors import LedgerHalted
+from service.ledger.models import LedgerGuard
+
+ALERT_SECONDS = 300
+STALE_SECONDS = 3600
+SECOND_US = 1_000_000
+
+
+def configure(session: Session, *, quorum: int) -> None:
+    """Notes how many witnesses must have signed. A new demand gets its hour from now on."""
+    empty = dict.fromkeys(("quorum_size", "halted_reason", "halted_at", "seen_size"))
+    row = {"id": 1, "quorum": quorum, "quorum_at": now_us()}
+    if insert_if_absent(session, LedgerGuard, row | empty):
+        return
+    session.execute(
+        update(LedgerGuard)
+        .where(LedgerGuard.id == 1, LedgerGuard.quorum != quorum)
+        .values(quorum=quorum, quorum_at=now_us(), quorum_size=None)
+    )
+
+
+def note_quorum(session: Session, *, size: int) -> None:
+    """Enough witnesses have just signed the system log at this size."""
+    session.execute(
+        update(LedgerGuard).where(LedgerGuard.id == 1).values(quorum_at=now_us(), quorum_size=size)
+    )
+
+
+def halt(session: Session, *, reason: str, seen_size: int) -> None:
+    """Stops reservations and charges. The first cause stands; only people lift it."""
+    configure_if_missing(session)
+    session.execute(
+        update(LedgerGuard)
+        .where(LedgerGuard.id == 1, LedgerGuard.halted_reason.is_(None))
+        .values(halted_reason=reason, halted_at=now_us(), seen_size=seen_size)
+    )
+
+
+def configure_if_missing(session: Session) -> None:
+    if session.get(LedgerGuard, 1) is None:
+        configure(session, quorum=0)
+
+
+def state(session: Session) -> dict[str, Any]:
+    """What the guard says now, for anomalies and the dashboard."""
+    row = _row(session)
+    if row is None:
+        return {"state": "open", "quorum": 0, "quorum_age_seconds": None, "reason": None}
+    age = max(0, now_us() - row.quorum_at) // SECOND_US
+    is_stale = row.quorum > 0 and age > STALE_SECONDS
+    told = "halted" if row.halted_reason else "stale" if is_stale else "open"
+    return {
+        "state": told,
+        "quorum": row.quorum,
+        "quorum_age_seconds": age if row.quorum else None,
+        "reason": row.halted_reason or ("witness_stale" if is_stale else None),
+        "seen_size": row.seen_size,
+    }
+
+
+def require_reservations(session: Session) -> None:
+    """Raises LedgerHalted unless new reservations are taken."""
+    row = _row(session)
+    _require_unbroken(row)
+    if row is None or row.quorum == 0:
+        return
+    if now_us() - row.quorum_at > STALE_SECONDS * SECOND_US:
+        raise LedgerHalted(
+            "witness_stale",
+            f"Fewer than {row.quorum} witnesses have signed the log for over an hour; "
+            "no new reservation is taken until they do.",
+        )
+
+
+def require_charges(session: Session) -> None:
+    """Raises LedgerHalted if the log is known to be broken. Stale witnesses stop no charge."""
+    _require_unbroken(_row(session))
+
+
+def _require_unbroken(row: LedgerGuard | None) -> None:
+    if row is not None and row.halted_reason is not None:
+        raise LedgerHalted(
+            row.halted_reason,
+            "The log does not extend what was signed or witnessed before; it takes no new "
+            "reservation and no charge. Restore the newest backup.",
+        )
+
+
+def _row(session: Session) -> LedgerGuard | None:
+    statement = select(LedgerGuard).where(LedgerGuard.id == 1)
+    return session.scalar(statement.execution_options(populate_existing=True))
