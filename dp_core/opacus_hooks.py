@@ -48,9 +48,12 @@ class OpacusHooksEngine:
             for i, parameter in enumerate(group.parameters):
                 raw = _grad_sample(group, parameter)
                 raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-                per_patient = raw.view(-1, self._rows_per_patient, parameter.numel())
+                rows = raw.view(-1, self._rows_per_patient, *parameter.shape)
                 # The R rows of a patient are summed before the clip: one clip per patient.
-                self._clipper.destination(k, i).copy_(per_patient.sum(dim=1))
+                per_patient = rows.sum(dim=1)
+                if self._clipper.is_swapped(k, i):
+                    per_patient = per_patient.transpose(1, 2)
+                self._clipper.destination(k, i).copy_(per_patient)
                 parameter.grad_sample = parameter.grad = None  # type: ignore[attr-defined]
                 self._clipper.taken(k, i)
         self._clipper.close()

@@ -79,14 +79,15 @@ class OneBackwardEngine:
     def take(self, group: int, tensor: int, x: torch.Tensor, grad: torch.Tensor) -> None:
         """Per-patient gradient of one linear map: grad^T x over the patient's tokens."""
         patients = self._clipper.patients
-        mine = self._clipper.destination(group, tensor)
-        out = mine.view(patients, grad.shape[-1], x.shape[-1])
-        inputs = x.reshape(patients, -1, x.shape[-1])  # (P, R*L, d_in)
-        outputs = grad.reshape(patients, -1, grad.shape[-1]).to(inputs.dtype)  # (P, R*L, d_out)
-        if inputs.dtype == out.dtype:
-            torch.bmm(outputs.transpose(1, 2), inputs, out=out)
+        out = self._clipper.destination(group, tensor)
+        left = x.reshape(patients, -1, x.shape[-1])  # (P, R*L, d_in)
+        right = grad.reshape(patients, -1, grad.shape[-1]).to(left.dtype)  # (P, R*L, d_out)
+        if not self._clipper.is_swapped(group, tensor):
+            left, right = right, left
+        if left.dtype == out.dtype:
+            torch.bmm(left.transpose(1, 2), right, out=out)
         else:
-            out.copy_(torch.bmm(outputs.transpose(1, 2), inputs))
+            out.copy_(torch.bmm(left.transpose(1, 2), right))
         self._clipper.taken(group, tensor)
 
 

@@ -203,8 +203,15 @@ def oracle_gradients(model: Any, rows: PaddedRows, *, rows_each: int) -> list[li
 def oracle_sums(
     model: Any, rows: PaddedRows, settings: StepSettings, *, rows_each: int, grouping: str
 ) -> list[torch.Tensor]:
-    """Clipped sums in float64, written down from privacy.md 2 and 2.2."""
+    """Clipped sums in float64 of the model's own gradients."""
     pairs = oracle_gradients(model, rows, rows_each=rows_each)
+    return clipped_by_definition(pairs, rows, settings, grouping=grouping)
+
+
+def clipped_by_definition(
+    pairs: list[list[torch.Tensor]], rows: PaddedRows, settings: StepSettings, *, grouping: str
+) -> list[torch.Tensor]:
+    """Clipped sums in float64, written down from privacy.md 2 and 2.2."""
     if grouping == "pair":
         per_group = [torch.cat(tensors, dim=1) for tensors in pairs]
     else:
