@@ -396,7 +396,7 @@ DRAW_MUTANTS = (
         ("plan_optimizer.py", "        self._sums.vector.zero_()\n", ""),
     ),
     mutant(
-        "M20b", "canaries and rows of a step enter every microbatch", "plan_optimizer.py",
+        "M31b", "canaries enter every microbatch of a step, past its draw", "plan_optimizer.py",
         "self._slot_mask, self._canaries = slot_mask, None", "self._slot_mask = slot_mask",
         f"{CANARIES}::test_canaries_enter_once_a_step_and_leave_patients_alone",
     ),
