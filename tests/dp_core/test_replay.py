@@ -153,7 +153,7 @@ class Taped:
             self.seen.append(("step", permit, settings, index, rates))
             return step(permit, settings, index)
 
-        training.step_runner.run = taped_step  # type: ignore[method-assign]
+        object.__setattr__(training.step_runner, "run", taped_step)
 
     def _tap(self, owner: Any, name: str) -> None:
         original = getattr(owner, name)
@@ -166,7 +166,7 @@ class Taped:
         setattr(owner, name, taped)
 
     def journal_bytes(self) -> bytes:
-        entries = [*self.run.journal.charges, *self.run.journal.queries]
+        entries: list[Any] = [*self.run.journal.charges, *self.run.journal.queries]
         return canonical_json([dataclasses.asdict(entry) for entry in entries])
 
     def moved_from(self, other: Taped) -> list[float]:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+import dp_core.records
 import dp_core.step
 from controller.observation import ObservationMemory, describe_groups, observe
 from controller.reference import ReferencePolicy
@@ -46,7 +47,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Blocks:
     content = "\n".join(lines).encode()
     path = tmp_path / "version.jsonl"
     path.write_bytes(content)
-    original = dp_core.step.patient_losses
+    original = dp_core.records.patient_losses
 
     def marked(logits: torch.Tensor, rows: PaddedRows) -> torch.Tensor:
         losses = original(logits, rows)
@@ -169,4 +170,4 @@ class TestRaw:
             policy.propose(tainted)
         count = len(seen.groups)
         with pytest.raises(TypeError, match="not a released number"):
-            observe(tainted, ObservationMemory.empty(count), np.zeros((count, 3)))
+            observe(tainted, ObservationMemory.empty(count), np.zeros((count, 3), np.float32))

@@ -45,11 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork shall not inherit torch's threads
     load_libraries()
-    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = copy_sources(Path(folder))
         if not _killers_pass(copy, mutants):
             return 1
+        started = time.monotonic()
         results = [_judged(copy, m, i, len(mutants), started) for i, m in enumerate(mutants)]
     seconds = time.monotonic() - started
     table = _table(results)
