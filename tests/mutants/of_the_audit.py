@@ -1,14 +1,51 @@
-"""Faults of the audit itself, which would make it loud on noise or silent on leaks (M32)."""
+"""Faults of the audit itself, which would make it loud on noise or silent on leaks,
+and canaries that go another way than patients (M31, M32)."""
 
 from __future__ import annotations
 
 from tests.mutants.mutation import mutant
 
+SILENT = "audit/test_with_engine.py::test_the_correct_engine_raises_no_alarm[tensor]"
+STACK = "        self._norms[index] = norms\n        sums = weighted_sum("
 TRAPS = "audit/test_bounds.py::TestTraps"
 LEXSORT = 'order = np.lexsort((np.frombuffer(hashes, dtype="<u8"), scores))'
 CORRECT = "    correct = int(is_member[order[len(order) - k_plus :]].sum())\n"
 
 MUTANTS_OF_THE_AUDIT = (
+    mutant(
+        "M31a",
+        "canaries pass the clip by, seen by the engine's tests",
+        "engine.py",
+        STACK,
+        f"        factors[:, self.patients :] = 1.0\n{STACK}",
+        "test_plan_optimizer.py::TestCanaries::"
+        "test_a_canary_adds_at_most_one_clipped_row[per_group]",
+    ),
+    mutant(
+        "M31b",
+        "canaries enter every microbatch of a step, past its draw",
+        "plan_optimizer.py",
+        "self._slot_mask, self._canaries = slot_mask, None",
+        "self._slot_mask = slot_mask",
+        "test_plan_optimizer.py::TestCanaries::"
+        "test_canaries_enter_once_a_step_and_leave_patients_alone",
+    ),
+    mutant(
+        "M31c",
+        "canaries pass the clip by, seen by the audit",
+        "engine.py",
+        STACK,
+        f"        factors[:, self.patients :] = 1.0\n{STACK}",
+        SILENT,
+    ),
+    mutant(
+        "M31d",
+        "canaries pass the sampler by: all of them in every step",
+        "audit/units.py",
+        "canary_indices=self._ids[units]",
+        "canary_indices=self._ids",
+        SILENT,
+    ),
     mutant(
         "M32a",
         "the number of guesses is chosen after the coins",

@@ -1,4 +1,4 @@
-"""Faults of one step: noise, clips, sums, draws, rows (M1-M11, M14-M20, M31)."""
+"""Faults of one step: noise, clips, sums, draws, rows (M1-M11, M14-M20)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ BENCH = "test_plan_optimizer.py::TestUpdate"
 NOISE = f"{BENCH}::test_noise_enters_once_with_the_std_of_each_component"
 DIVISOR = f"{BENCH}::test_is_the_noised_sum_over_the_public_batch_size_whatever_was_drawn"
 SETTINGS = f"{BENCH}::test_new_settings_move_clips_and_noise_together"
-CANARIES = "test_plan_optimizer.py::TestCanaries"
 KNOBS = "test_optimizer.py::TestKnobs"
 OPACUS = "test_optimizer.py::TestAsOpacus"
 ACTION = "test_mechanism.py::TestAdmit::test_any_action_keeps_the_level"
@@ -439,22 +438,6 @@ DRAW_MUTANTS = (
         "",
         f"{BENCH}::test_nothing_of_a_step_is_left_in_the_next",
         ("plan_optimizer.py", "        self._sums.vector.zero_()\n", ""),
-    ),
-    mutant(
-        "M31b",
-        "canaries enter every microbatch of a step, past its draw",
-        "plan_optimizer.py",
-        "self._slot_mask, self._canaries = slot_mask, None",
-        "self._slot_mask = slot_mask",
-        f"{CANARIES}::test_canaries_enter_once_a_step_and_leave_patients_alone",
-    ),
-    mutant(
-        "M31a",
-        "canaries pass the clip by",
-        "engine.py",
-        FACTORS_OF_STACK,
-        f"        factors[:, self.patients :] = 1.0\n{FACTORS_OF_STACK}",
-        f"{CANARIES}::test_a_canary_adds_at_most_one_clipped_row[per_group]",
     ),
 )
 
