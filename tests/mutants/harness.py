@@ -115,6 +115,11 @@ def _child(copy: Path, killers: Sequence[str], answer: Path) -> None:
     output = os.open(copy.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    # One counterexample is enough; looking for the smallest takes longer than the test.
+    hypothesis = importlib.import_module("hypothesis")
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("mutants", phases=phases, database=None)
+    hypothesis.settings.load_profile("mutants")
     first = _FirstFailure()
     options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=1", "-m", ""]
     # Plugins of pytest that the libraries have loaded already: their asserts are not ours.
