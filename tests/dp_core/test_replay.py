@@ -75,8 +75,7 @@ class Counting(SeededSource):
 class Taped:
     """One run on tape: what it released, what lay below the noise, and what could be seen.
 
-    `coins_of_absent`: patients that are missing at the front of this dataset, whose coins
-    are thrown all the same, so that the others have the same ones.
+    Where the first patient is absent from a block the others keep their coins.
     """
 
     def __init__(
@@ -85,8 +84,8 @@ class Taped:
         plan: RunPlan,
         *,
         replay: Taped | None = None,
-        absent_from_training: int = 0,
-        absent_from_validation: int = 0,
+        first_is_absent_from_training: bool = False,
+        first_is_absent_from_validation: bool = False,
     ) -> None:
         self.seen: list[tuple[Any, ...]] = []
         self.steps: list[ReleasedStep] = []
@@ -99,8 +98,12 @@ class Taped:
         )
         training = self.run.training
         assert training.hold_out is not None
-        _throw_known_coins(training.step_runner._sampler, 1, absent_from_training)
-        _throw_known_coins(training.hold_out._sampler, 2, absent_from_validation)
+        _throw_known_coins(
+            training.step_runner._sampler, 1, first_is_absent=first_is_absent_from_training
+        )
+        _throw_known_coins(
+            training.hold_out._sampler, 2, first_is_absent=first_is_absent_from_validation
+        )
         self._tap_releases()
         self._tap_what_is_seen()
         self.result = self.run.run()
@@ -181,13 +184,17 @@ class Taped:
         return moved
 
 
-def _throw_known_coins(sampler: PoissonSampler | None, seed: int, absent: int) -> None:
+def _throw_known_coins(sampler: PoissonSampler | None, seed: int, *, first_is_absent: bool) -> None:
+    """The same coins in every run; the first patient is in at two of three draws."""
     assert sampler is not None
     draws = iter(range(10**6))
 
     def entropy(length: int) -> bytes:
-        name = f"{seed}/{next(draws)}".encode()
-        return hashlib.shake_128(name).digest(8 * absent + length)[8 * absent :]
+        draw = next(draws)
+        others = hashlib.shake_128(f"{seed}/{draw}".encode()).digest(length)
+        if first_is_absent:
+            return others
+        return (b"\x00" if draw % 3 else b"\xff") * 8 + others[: length - 8]
 
     sampler._entropy = entropy
 
@@ -223,7 +230,7 @@ class TestReplay:
         caplog.clear()
         neighbour = dataclasses.replace(blocks, training=without_first(blocks.training))
         second, printed_then = run_quietly(
-            capfd, lambda: Taped(neighbour, plan, replay=first, absent_from_training=1)
+            capfd, lambda: Taped(neighbour, plan, replay=first, first_is_absent_from_training=True)
         )
         assert_same_transcript(first, second)
         assert (printed_then, caplog.text) == (printed, logged)
@@ -238,7 +245,7 @@ class TestReplay:
     ) -> None:
         first = Taped(blocks, plan)
         neighbour = dataclasses.replace(blocks, validation=without_first(blocks.validation))
-        second = Taped(neighbour, plan, replay=first, absent_from_validation=1)
+        second = Taped(neighbour, plan, replay=first, first_is_absent_from_validation=True)
         assert_same_transcript(first, second)
         assert all(torch.equal(a, b) for a, b in zip(first.raw_sums, second.raw_sums, strict=True))
         moved = [
