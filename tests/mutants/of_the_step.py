@@ -11,6 +11,10 @@ MICRO = (
     "test_per_sample.py::TestMicrobatches::"
     "test_their_size_changes_nothing_and_noise_is_drawn_once[2]"
 )
+STACKED = (
+    "test_per_sample.py::TestMicrobatches::"
+    "test_same_shape_groups_stacked_or_one_by_one_give_the_same"
+)
 SENS = (
     "test_clipping.py::TestSensitivity::"
     "test_one_patient_moves_the_joint_release_by_at_most_the_promise"
@@ -193,7 +197,7 @@ CLIP_MUTANTS = (
         "M7a",
         "the sum of the batch is clipped, not its rows",
         "clipping.py",
-        BMM,
+        "return (factors[0] @ rows[0]).unsqueeze(0)",
         "return rows.sum(dim=1) * factors.mean(dim=1, keepdim=True)",
         GRAD_TENSOR,
     ),
@@ -205,6 +209,14 @@ CLIP_MUTANTS = (
         "mean = norms.mean(dim=-1, keepdim=True).expand_as(norms)\n"
         "    return _usable(FACTORS[factor](clip_norms, mean), norms, mask)",
         SENS,
+    ),
+    mutant(
+        "M7c",
+        "the same in a stack of groups",
+        "clipping.py",
+        BMM,
+        "return rows.sum(dim=1) * factors.mean(dim=1, keepdim=True)",
+        STACKED,
     ),
     mutant(
         "M8a",
