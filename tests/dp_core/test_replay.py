@@ -270,6 +270,7 @@ def assert_same_transcript(first: Taped, second: Taped) -> None:
     assert kinds[0] == kinds[1], "control flow"
     for mine, theirs in zip(first.seen, second.seen, strict=True):
         assert repr(mine) == repr(theirs)
+    assert repr(first.run.first_seen) == repr(second.run.first_seen)
     assert first.journal_bytes() == second.journal_bytes()
     assert first.run.store.files == second.run.store.files
     assert first.result == second.result

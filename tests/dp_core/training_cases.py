@@ -10,6 +10,7 @@ from dp_core.lora import attach_adapters
 from dp_core.noise import NoiseSource, OsEntropySource
 from dp_core.plan import Performance, RunPlan
 from dp_core.records import Blocks
+from dp_core.telemetry import WindowTelemetry
 from dp_core.training import PrivateTraining, TrainingResult
 from tests.dp_core.conftest import make_plan
 from tests.dp_core.models import tiny_gpt2
@@ -35,11 +36,16 @@ class Recorded:
         self.store = store or MemoryStore()
         self.progress = MemoryProgress(stop_after)
         self.model = attach_adapters(tiny_gpt2(), self.plan.adapter, seed=self.plan.seed)
+
+        def make_policy(seen: WindowTelemetry) -> Any:
+            self.first_seen = seen
+            return policy or ReferencePolicy(groups=describe_groups(seen))
+
         self.training = PrivateTraining(
             plan=self.plan,
             model=self.model,
             blocks=blocks,
-            make_policy=lambda seen: policy or ReferencePolicy(groups=describe_groups(seen)),
+            make_policy=make_policy,
             journal=self.journal,
             checkpoints=self.store,
             progress=self.progress,

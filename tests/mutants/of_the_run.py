@@ -164,7 +164,7 @@ PRICE_MUTANTS = (
         "accounting.py",
         "if eps <= 0:",
         "if eps == 0:",
-        "test_plan.py::test_epsilon_is_a_finite_number_above_zero[-3]",
+        "test_accounting.py::TestBadInput::test_an_epsilon_not_above_zero_is_refused",
     ),
 )
 
