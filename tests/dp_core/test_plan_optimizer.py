@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -114,12 +115,13 @@ class TestUpdate:
         rows = random_rows(5, 1)
         plain, noisy = Bench(), Bench(noise=UnitNoise())
         released = []
-        for clip in (0.02, 0.002):
+        for chunk, clip in enumerate((0.02, 0.002)):
+            permit = dataclasses.replace(PERMIT, chunk_index=chunk)
             for bench in (plain, noisy):
                 for parameter, fresh in zip(bench.parameters, Bench().parameters, strict=True):
                     parameter.data.copy_(fresh.data)
                 bench.settings = settings_for(bench.groups, clip)
-                bench.step(rows)
+                bench.step(rows, permit=permit)
             a, b = plain.made.released, noisy.made.released
             assert a is not None and b is not None
             released.append(a)
