@@ -10,10 +10,11 @@ DATA ?=
 EPSILON ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+MUTANTS_ARGS ?=
 PACKAGES := dp_core controller service migrations deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types imports format bench bench-engine test-slow test-faults test-gpu clean
+.PHONY: help install demo test check lint types imports format bench bench-engine test-slow test-faults test-gpu mutants clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +67,9 @@ test-faults: $(STAMP) ## kills processes at named points
 
 test-gpu: $(STAMP) ## needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+mutants: $(STAMP) ## faults that break privacy, put in one by one: a named test meets each [MUTANTS_ARGS=--list]
+	$(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
 
 clean: ## removes what was built; .rldp and .demo hold ledgers and stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

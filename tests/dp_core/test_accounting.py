@@ -237,6 +237,11 @@ class TestBadInput:
         with pytest.raises(PlanInvalid, match="delta"):
             accounting.limit_pico("1e-6", "8", 4)
 
+    @pytest.mark.parametrize("epsilon", ["-3", "0"])
+    def test_an_epsilon_not_above_zero_is_refused(self, epsilon: str) -> None:
+        with pytest.raises(PlanInvalid, match="epsilon"):
+            accounting.limit_pico(epsilon, "1e-6", 4)
+
     def test_unknown_event_kind_is_refused(self) -> None:
         document = PoissonGaussian(q="0.1", noise_multiplier="1", steps=2).to_dict()
         assert PoissonGaussian.from_dict(document).steps == 2

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dp_core.evaluation import HoldOutQuery
-from dp_core.noise import OsEntropySource
+from dp_core.noise import NoiseSource, OsEntropySource, SeededSource
 from dp_core.plan import Performance
 from dp_core.records import PatientRecords
 from dp_core.sampling import PoissonSampler
@@ -37,7 +37,9 @@ def rows_of(patients: int) -> PatientRecords:
     return PatientRecords(raw_rows=raw, tokens_per_row=4, pad_id=0)
 
 
-def query() -> tuple[HoldOutQuery, MemoryJournal]:
+def query(
+    *, noise: NoiseSource | None = None, rate: str = "0.5"
+) -> tuple[HoldOutQuery, MemoryJournal]:
     plan = make_plan(patients_public=4000, validation_batch_size=200, delta="1e-5", steps_max=40)
     assert plan.validation is not None
     journal = MemoryJournal(plan)
@@ -46,9 +48,9 @@ def query() -> tuple[HoldOutQuery, MemoryJournal]:
         validation=plan.validation,
         records=rows_of(PATIENTS),
         journal=journal,
-        noise_source=OsEntropySource(),
+        noise_source=noise or OsEntropySource(),
         performance=Performance(patients_per_microbatch=64),
-        sampler=PoissonSampler(sampling_probability="0.5", raw_population_size=PATIENTS),
+        sampler=PoissonSampler(sampling_probability=rate, raw_population_size=PATIENTS),
     )
     return made, journal
 
@@ -77,3 +79,20 @@ def test_nothing_is_asked_beyond_the_planned_queries() -> None:
         assert asked.ask(ConstantModel(), step=0, previous=None) is not None
     assert asked.ask(ConstantModel(), step=0, previous=None) is None
     assert len(journal.queries) == limit.evaluations_max
+
+
+def test_noise_of_the_stated_std_enters_each_query() -> None:
+    """Noise of one, and everybody drawn: what is added is what the charge says."""
+
+    class Units(SeededSource):
+        def _gaussian(self, length: int) -> torch.Tensor:
+            return torch.ones(length)
+
+    asked, journal = query(noise=Units(1), rate="1")
+    report = asked.ask(ConstantModel(), step=0, previous=None)
+    assert report is not None
+    raw_mean = (np.log(2) - 3) * PATIENTS / 200
+    (charge,) = journal.queries
+    noise = float(charge.std) / 200
+    assert abs(report.loss.value - (3 + raw_mean + noise)) < 1e-4
+    assert float(charge.std) >= float(charge.noise_multiplier) * float(charge.sensitivity)

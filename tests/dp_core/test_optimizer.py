@@ -51,6 +51,30 @@ class TestAsOpacus:
         ):
             assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
+    @pytest.mark.parametrize(
+        ("kind", "clips"), [(DPOptimizer, 0.7), (DPPerLayerOptimizer, [0.3, 0.1, 2.0, 0.05])]
+    )
+    def test_microbatches_add_up_to_the_same(self, kind: Any, clips: float | list[float]) -> None:
+        sums = []
+        for each in (PrivateOptimizer, kind):
+            model = gradients()
+            optimizer = each(
+                torch.optim.SGD(model.parameters(), lr=0.0),
+                noise_multiplier=0.0,
+                max_grad_norm=clips,
+                expected_batch_size=4,
+            )
+            optimizer.signal_skip_step(True)
+            optimizer.step()
+            optimizer.zero_grad()
+            rows = torch.randn(7, 6, generator=torch.Generator().manual_seed(2))
+            model(rows.requires_grad_()).square().sum().backward()
+            optimizer.signal_skip_step(False)
+            optimizer.step()
+            sums.append([p.summed_grad for p in model.parameters()])
+        for ours, theirs in zip(*sums, strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
     def test_settings_name_the_multiplier_and_the_std_that_is_added(self) -> None:
         flat = StepSettings.flat(0.5, 2.0, coordinates=10)
         assert flat.noise_stds == (1.0,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.dp_core.engine_cases import (
     without,
 )
 from tests.dp_core.models import adapted
+from tests.dp_core.noise_checks import noise_failures
 
 
 class UnitNoise(NoiseSource):
@@ -40,8 +42,10 @@ class UnitNoise(NoiseSource):
 class Bench:
     """A bound optimiser on a tiny model, with an SGD inside that shows the update."""
 
-    def __init__(self, noise: NoiseSource | None = None, batch_size_expected: int = 10) -> None:
-        self.model = adapted("gpt2")
+    def __init__(
+        self, noise: NoiseSource | None = None, batch_size_expected: int = 10, rank: int = 3
+    ) -> None:
+        self.model = adapted("gpt2", rank=rank)
         self.groups = clip_groups(self.model)
         self.engine = make_engine(self.model, self.groups, Performance())
         self.parameters = [p for g in self.groups for p in g.parameters]
@@ -107,6 +111,28 @@ class TestUpdate:
         assert again is not None and first.made.released is not None
         assert torch.equal(again.gradient, first.made.released.gradient)
 
+    def test_new_settings_move_clips_and_noise_together(self) -> None:
+        rows = random_rows(5, 1)
+        plain, noisy = Bench(), Bench(noise=UnitNoise())
+        released = []
+        for chunk, clip in enumerate((0.02, 0.002)):
+            permit = dataclasses.replace(PERMIT, chunk_index=chunk)
+            for bench in (plain, noisy):
+                for parameter, fresh in zip(bench.parameters, Bench().parameters, strict=True):
+                    parameter.data.copy_(fresh.data)
+                bench.settings = settings_for(bench.groups, clip)
+                bench.step(rows, permit=permit)
+            a, b = plain.made.released, noisy.made.released
+            assert a is not None and b is not None
+            released.append(a)
+            for x, y, std in zip(a.sums, b.sums, noisy.settings.noise_stds, strict=True):
+                assert torch.allclose(y - x, torch.full_like(x, std), rtol=1e-4)
+        assert noisy.settings.noise_stds[0] < 0.2 * settings_for(noisy.groups, 0.02).noise_stds[0]
+        for before, after, bound in zip(
+            released[0].sums, released[1].sums, plain.settings.clip_norms, strict=True
+        ):
+            assert float(after.norm()) <= 5 * bound * (1 + 2.0**-16) < float(before.norm())
+
     def test_released_values_survive_the_update_unchanged(self) -> None:
         bench = Bench(noise=SeededSource(3))
         bench.step(random_rows(4, 1))
@@ -115,6 +141,20 @@ class TestUpdate:
         kept = released.gradient.clone()
         bench.step(random_rows(4, 1, seed=5))
         assert torch.equal(released.gradient, kept)
+
+
+class TestNoise:
+    def test_of_every_group_is_its_own_gaussian_in_float32(self) -> None:
+        """Zero sums: what is released is the noise. Seeded, so there is no false alarm."""
+        bench = Bench(noise=SeededSource(3), rank=128)
+        rows = random_rows(2, 1)
+        bench.step(without(without(rows, 0), 1))
+        released, stds = bench.made.released, bench.settings.noise_stds
+        assert released is not None
+        for first in range(0, len(stds), 4):
+            part = slice(first, first + 4)
+            assert noise_failures(released.sums[part], stds[part]) == []
+        assert len(released.gradient.unique()) > 0.99 * len(released.gradient)
 
 
 class TestBinding:

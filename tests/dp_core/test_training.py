@@ -1,4 +1,4 @@
-"""The loop: charge before draw, resume, stopping, taint (JOURNAL, RESUME, REPLAY, TAINT)."""
+"""The loop: charge before draw, resume, stopping, taint (JOURNAL, RESUME, TAINT)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from controller.reference import ReferencePolicy
 from dp_core.artifact import save_adapter
 from dp_core.checkpoint import from_files
 from dp_core.errors import (
@@ -22,53 +21,17 @@ from dp_core.errors import (
     StaleAttempt,
     StepFailed,
 )
-from dp_core.lora import attach_adapters
-from dp_core.mechanism import effective_noise_multiplier
-from dp_core.noise import NoiseSource, OsEntropySource, SeededSource
-from dp_core.plan import OptimizerPlan, Performance, RunPlan
+from dp_core.mechanism import CLIP_INFLATION, effective_noise_multiplier
+from dp_core.noise import SeededSource
+from dp_core.plan import OptimizerPlan, Performance
 from dp_core.ports import ChunkCharge, ChunkPermit, GroupActions
 from dp_core.records import Blocks
 from dp_core.sampling import PoissonSampler
 from dp_core.step import raw_patient_losses
 from dp_core.telemetry import Raw, ReleasedValue, WindowTelemetry
-from dp_core.training import PrivateTraining, TrainingResult
-from tests.dp_core.conftest import make_plan, tiny_gpt2
-from tests.fakes import MemoryJournal, MemoryProgress, MemoryStore
-
-
-class Recorded:
-    """One run with everything that can be looked at afterwards."""
-
-    def __init__(
-        self,
-        blocks: Blocks,
-        *,
-        plan: RunPlan | None = None,
-        journal: MemoryJournal | None = None,
-        store: MemoryStore | None = None,
-        stop_after: int | None = None,
-        noise: NoiseSource | None = None,
-        policy: Any = None,
-    ) -> None:
-        self.plan = plan or make_plan()
-        self.journal = journal or MemoryJournal(self.plan)
-        self.store = store or MemoryStore()
-        self.progress = MemoryProgress(stop_after)
-        self.model = attach_adapters(tiny_gpt2(), self.plan.adapter, seed=self.plan.seed)
-        self.training = PrivateTraining(
-            plan=self.plan,
-            model=self.model,
-            blocks=blocks,
-            make_policy=lambda seen: policy or ReferencePolicy(groups=describe(seen)),
-            journal=self.journal,
-            checkpoints=self.store,
-            progress=self.progress,
-            noise_source=noise or OsEntropySource(),
-            performance=Performance(patients_per_microbatch=4),
-        )
-
-    def run(self) -> TrainingResult:
-        return self.training.run()
+from tests.dp_core.conftest import make_plan
+from tests.dp_core.training_cases import Recorded
+from tests.fakes import MemoryJournal, MemoryStore
 
 
 def exact_loss(model: Any, blocks: Blocks) -> float:
@@ -77,12 +40,6 @@ def exact_loss(model: Any, blocks: Blocks) -> float:
     everyone = blocks.training.draw(sampler, rows_per_patient=1, slots_at_once=1)
     rows = blocks.training.batch(everyone.reveal_inside_step())
     return float(raw_patient_losses(model, rows, Performance()).mean())
-
-
-def describe(seen: WindowTelemetry) -> Any:
-    from controller.observation import describe_groups
-
-    return describe_groups(seen)
 
 
 class TestWholeRun:
@@ -116,6 +73,57 @@ class TestWholeRun:
         with pytest.raises(GradientMissing, match="unchanged"):
             run.run()
         assert sum(c.steps for c in run.journal.charges) == 2, "what ran is charged"
+
+    def test_each_charge_of_an_adaptive_run_holds_the_settings_its_steps_use(
+        self, blocks: Blocks
+    ) -> None:
+        """A policy that changes clips and level every window; M25."""
+
+        class Restless:
+            name = "restless_test"
+
+            def propose(self, seen: WindowTelemetry) -> GroupActions:
+                turn = -1.0 if seen.chunk % 2 else 0.5
+                neutral = GroupActions.neutral(len(seen.groups))
+                return dataclasses.replace(neutral, level=turn, clip=(turn,) * len(seen.groups))
+
+            def learn(self, seen: WindowTelemetry) -> None: ...
+
+            def digest(self) -> str:
+                return "0" * 64
+
+            def state(self) -> dict[str, bytes]:
+                return {}
+
+            def restore(self, state: Mapping[str, bytes]) -> None: ...
+
+        run = Recorded(blocks, plan=make_plan(mode="adaptive_sigma"), policy=Restless())
+        used: dict[int, Any] = {}
+        step = run.training.step_runner.run
+
+        def taped(permit: ChunkPermit, settings: Any, index: int) -> Any:
+            released = step(permit, settings, index)
+            used[permit.chunk_index] = run.training.optimizer.settings
+            return released
+
+        run.training.step_runner.run = taped  # type: ignore[method-assign]
+        run.run()
+        assert len({c.noise_multiplier for c in run.journal.charges}) == 2
+        for charge in run.journal.charges:
+            settings = used[charge.chunk_index]
+            assert charge.noise_multiplier == settings.noise_multiplier
+            groups = charge.components[: len(settings.layout)]
+            for part, clip, std in zip(
+                groups, settings.clip_norms, settings.noise_stds, strict=True
+            ):
+                assert float(part.sensitivity) == clip * CLIP_INFLATION
+                assert float(part.std) == std
+            sigma = effective_noise_multiplier(
+                [float(c.sensitivity) for c in charge.components],
+                [float(c.std) for c in charge.components],
+            )
+            level = float(charge.noise_multiplier)
+            assert level <= sigma <= level * (1 + 2e-6)
 
     def test_every_adapter_tensor_moves_and_the_base_does_not(self, blocks: Blocks) -> None:
         run = Recorded(blocks)
@@ -299,58 +307,6 @@ class TestResume:
         assert b"patient-" not in everything
         assert b"generator" not in everything
         assert not any(name.endswith((".pkl", ".pt")) for name in run.store.files)
-
-
-class TestReplay:
-    """The transcript depends on the data through the noised outputs alone (2602.17454)."""
-
-    def test_same_released_values_give_same_charges_on_neighbouring_data(
-        self, blocks: Blocks
-    ) -> None:
-        plan = make_plan()
-        recorded = Recorded(blocks, plan=plan)
-        outputs: list[Any] = []
-        original = recorded.training.step_runner.run
-
-        def record(permit: ChunkPermit, settings: Any, index: int) -> Any:
-            outputs.append(original(permit, settings, index))
-            return outputs[-1]
-
-        recorded.training.step_runner.run = record  # type: ignore[method-assign]
-        recorded.training.hold_out = None
-        recorded.run()
-        neighbour = without_a_patient(blocks)
-        replayed = Recorded(neighbour, plan=plan)
-        replayed.training.hold_out = None
-        groups = replayed.training.groups
-        optimizer = replayed.training.optimizer
-
-        def replay(permit: ChunkPermit, settings: Any, index: int) -> Any:
-            released = outputs[index]
-            for group, sums in zip(groups, released.sums, strict=True):
-                offset = 0
-                for parameter in group.parameters:
-                    piece = sums[offset : offset + parameter.numel()]
-                    parameter.grad = piece.view_as(parameter) / plan.batch_size_expected
-                    offset += parameter.numel()
-            optimizer.original_optimizer.step()
-            return released
-
-        replayed.training.step_runner.run = replay  # type: ignore[method-assign]
-        replayed.run()
-        assert replayed.journal.charges == recorded.journal.charges
-        assert replayed.store.files == recorded.store.files
-
-
-def without_a_patient(blocks: Blocks) -> Blocks:
-    from dp_core.records import PatientRecords
-
-    training = blocks.training
-    raw = [training.raw_rows_of(patient) for patient in range(1, training.raw_size)]
-    return Blocks(
-        training=PatientRecords(raw_rows=raw, tokens_per_row=16, pad_id=2),
-        validation=blocks.validation,
-    )
 
 
 class TestTaint:
