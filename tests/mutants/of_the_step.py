@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutation import mutant
 
 GRAD = "test_per_sample.py::TestGradients::test_every_family_and_rule_in_float64"
-GRAD_TENSOR, GRAD_PAIR = f"{GRAD}[tensor-llama]", f"{GRAD}[pair-llama]"
+GRAD_ROWS = f"{GRAD}[3-llama]"
 HOOKS = "test_per_sample.py::TestGradients::test_equal_to_opacus_hooks[off-llama]"
 MICRO = (
     "test_per_sample.py::TestMicrobatches::"
@@ -128,7 +128,7 @@ NOISE_MUTANTS = (
         "engine.py",
         "        norms = joint_norms(each)\n        self._norms[group] = norms",
         "        norms = torch.stack(each).amax(dim=0)\n        self._norms[group] = norms",
-        GRAD_PAIR,
+        GRAD_ROWS,
     ),
     mutant(
         "M3d",
@@ -182,7 +182,7 @@ CLIP_MUTANTS = (
         "engine.py",
         FACTORS_OF_STACK,
         f"        factors[[k == 0 for k, _ in members]] = 1.0\n{FACTORS_OF_STACK}",
-        GRAD_TENSOR,
+        GRAD_ROWS,
     ),
     mutant(
         "M6b",
@@ -199,7 +199,7 @@ CLIP_MUTANTS = (
         "clipping.py",
         "return (factors[0] @ rows[0]).unsqueeze(0)",
         "return rows.sum(dim=1) * factors.mean(dim=1, keepdim=True)",
-        GRAD_TENSOR,
+        GRAD_ROWS,
     ),
     mutant(
         "M7b",
@@ -256,7 +256,7 @@ CLIP_MUTANTS = (
         "engine.py",
         "return column(settings.clip_norms),",
         "return column([1.0] * len(settings.clip_norms)),",
-        GRAD_TENSOR,
+        GRAD_ROWS,
     ),
     mutant(
         "M9b",
@@ -270,17 +270,25 @@ CLIP_MUTANTS = (
         "M10a",
         "the tokens of a patient are dealt to all patients",
         "per_sample.py",
-        "inputs = x.reshape(patients, -1, x.shape[-1])",
-        "inputs = x.reshape(-1, patients, x.shape[-1]).transpose(0, 1)",
-        GRAD_TENSOR,
+        "left = x.reshape(patients, -1, x.shape[-1])",
+        "left = x.reshape(-1, patients, x.shape[-1]).transpose(0, 1)",
+        GRAD_ROWS,
     ),
     mutant(
         "M10b",
         "hooks: a patient's rows are taken from other patients",
         "opacus_hooks.py",
-        "per_patient = raw.view(-1, self._rows_per_patient, parameter.numel())",
-        "per_patient = raw.view(self._rows_per_patient, -1, parameter.numel()).transpose(0, 1)",
+        "rows = raw.view(-1, self._rows_per_patient, *parameter.shape)",
+        "rows = raw.view(self._rows_per_patient, -1, *parameter.shape).transpose(0, 1)",
         HOOKS,
+    ),
+    mutant(
+        "M10f",
+        "a gradient formed columns first is added as if it were rows first",
+        "engine.py",
+        "total = total.view(columns, rows).t().reshape(-1)",
+        "total = total.reshape(-1)",
+        GRAD_ROWS,
     ),
     mutant(
         "M10c",
