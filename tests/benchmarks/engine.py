@@ -3,8 +3,9 @@
     make bench-engine            the bars of privacy.md 15, as a table, JSON and Markdown
     python -m tests.benchmarks.engine --help
 
-Arms take turns within one run (A B C D A B C D ...), two warm-ups, then the median of the
-per-round ratios to the plain arm: a machine that slows down slows every arm. On a CPU the
+Arms take turns within one run, each right after a plain step (A B A C A D ...), two warm-ups,
+then the median of the ratios of such pairs: a machine that slows down slows both. The plain
+arm paired with itself shows what noise is left. Short rows get more rounds. On a CPU the
 time is that of the process, with one thread, so other processes do not count. Memory is
 measured in one process per arm: the peak above what the imported libraries take.
 
@@ -47,6 +48,7 @@ TIME_BAR = {"cpu": 1.05, "cuda": 1.10}
 MEMORY_BAR = 1.05
 BARRED = ("per_group",)  # arms that must meet the bars; whitened pays P * sum d_k floats more
 WARM_UPS = 2
+LONGEST = 1024
 LEARNING_RATE = "0.001"
 
 
@@ -286,19 +288,19 @@ def seconds_of(job: Job, device: str) -> float:
 
 
 def time_arms(shape: Shape, rounds: int, names: list[str]) -> dict[str, dict[str, float]]:
-    """Median over the rounds of each arm's ratio to the plain arm of the same round."""
+    """Median of each arm's ratio to a plain step taken right before it."""
     jobs = {name: ARMS[name](shape) for name in names}
+    plain = jobs["non_private"]
     ratios: dict[str, list[float]] = {name: [] for name in names}
     for index in range(WARM_UPS + rounds):
-        taken = {name: seconds_of(job, shape.device) for name, job in jobs.items()}
+        told = []
+        for name, job in jobs.items():
+            before, seconds = seconds_of(plain, shape.device), seconds_of(job, shape.device)
+            told.append(f"{name} {seconds / before:.3f}")
+            if index >= WARM_UPS:
+                ratios[name].append(seconds / before)
         kind = "warm-up" if index < WARM_UPS else "round"
-        print(
-            f"  {kind} {index + 1}: " + "  ".join(f"{n} {s:.2f}s" for n, s in taken.items()),
-            flush=True,
-        )
-        if index >= WARM_UPS:
-            for name, seconds in taken.items():
-                ratios[name].append(seconds / taken["non_private"])
+        print(f"  {kind} {index + 1}: " + "  ".join(told), flush=True)
     return {
         name: {
             "time_ratio": statistics.median(values),
@@ -342,7 +344,7 @@ def memory_in_child(shape: Shape, name: str) -> int:
 
 def measure(shape: Shape, rounds: int, names: list[str]) -> dict[str, dict[str, float]]:
     print(f"{shape.tokens} tokens per row")
-    result = time_arms(shape, rounds, names)
+    result = time_arms(shape, max(rounds, rounds * LONGEST // (2 * shape.tokens)), names)
     plain = memory_in_child(shape, "non_private")
     for name in names:
         result[name]["memory_ratio"] = memory_in_child(shape, name) / plain
