@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dp_core.errors import StepFailed
 from dp_core.noise import OsEntropySource
 from dp_core.records import Blocks
 from tests.dp_core.conftest import make_plan
@@ -133,6 +134,28 @@ class TestKilled:
             for b in job.noise[:i]:
                 # unit Gaussians of this length: 5 / sqrt(n), false alarm 6e-7 a pair
                 assert abs(float((a * b).mean())) < 5 / len(a) ** 0.5
+
+
+class TestFailed:
+    def test_a_step_that_fails_once_is_not_run_again_on_its_charge(self, blocks: Blocks) -> None:
+        job = Job(blocks)
+        run = job.attempt()
+        records = run.training.step_runner._records
+        original, calls = records.batch, iter(range(100))
+
+        def fails_once(*arguments: Any, **named: Any) -> Any:
+            if next(calls) == 0:
+                raise RuntimeError("a passing fault")
+            return original(*arguments, **named)
+
+        records.batch = fails_once  # type: ignore[method-assign]
+        try:
+            with pytest.raises(StepFailed):
+                run.run()
+        finally:
+            del records.batch
+        assert job.started == 1, "the charged window was left, not drawn again"
+        assert job.charged == 2
 
 
 class TestEmptyDraw:

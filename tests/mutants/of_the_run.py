@@ -306,7 +306,7 @@ JOURNAL_MUTANTS = (
         FAILS.format("step_index"),
         "        except Exception:\n            self._optimizer._permit = None\n"
         "            return self._run(permit, settings, canaries)\n",
-        FAILURE,
+        "test_crashes.py::TestFailed",
     ),
     mutant(
         "M23c",

@@ -191,7 +191,7 @@ CLIP_MUTANTS = (
         "        for k, group in enumerate(self.groups):\n            keys = ",
         "        for k, group in enumerate(self.groups):\n"
         "            factors = factors if k else torch.ones_like(factors)\n            keys = ",
-        f"{GRAD}[tensor-whitened-llama]",
+        GRAD_ROWS,
     ),
     mutant(
         "M7a",
