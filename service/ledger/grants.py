@@ -15,6 +15,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from dp_core.accounting import limit_pico
+from dp_core.calibration import propose_alpha
 from dp_core.errors import CalibrationImpossible, PlanInvalid
 from dp_core.planner import default_delta
 from service.database import now_us
@@ -25,7 +26,6 @@ from service.ledger.approvals import Decision
 from service.ledger.entries import Draft, Movement, Receipt, append, log_of
 from service.ledger.errors import LedgerNotFound, ProposalClosed, ProposalInvalid
 from service.ledger.models import BudgetGrant
-from service.ledger.pricing import default_order
 from service.ledger.views import utc_text
 from service.populations.models import Population
 
@@ -149,7 +149,7 @@ def _order_and_limit(request: GrantRequest, population: Population, delta: str) 
             problem=f"is fixed at {fixed} by the first grant.",
         )
     try:
-        alpha = fixed or request.alpha_star or default_order(request.epsilon, delta)
+        alpha = fixed or request.alpha_star or propose_alpha(request.epsilon, delta)
         return alpha, limit_pico(request.epsilon, delta, alpha)
     except (CalibrationImpossible, PlanInvalid):
         raise ProposalInvalid(

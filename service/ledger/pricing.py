@@ -9,16 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from dp_core.accounting import ORDER_MAX, ORDER_MIN, limit_pico, step_pico
-from dp_core.errors import CalibrationImpossible
+from dp_core.accounting import ORDER_MAX, ORDER_MIN, step_pico
 from dp_core.plan import RunPlan
 from service.ledger.errors import ReservationMismatch
-
-USABLE_SHARE = Fraction(2, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,24 +73,6 @@ def job_step_price(plan: RunPlan, level: str) -> int:
         return 1
     assert plan.alpha_job is not None
     return step_pico(plan.sampling_probability, level, plan.alpha_job)
-
-
-def default_order(epsilon: str, delta: str) -> int:
-    """The smallest order that turns at least 40 % of epsilon into budget (ledger.md 3.5).
-
-    Low orders cost less per step at small sigma; too low ones leave no budget at all.
-
-    Raises:
-        CalibrationImpossible: no order in 2..64 does.
-    """
-    wanted = int(Fraction(Decimal(epsilon)) * 10**12 * USABLE_SHARE)
-    for alpha in range(ORDER_MIN, ORDER_MAX + 1):
-        try:
-            if limit_pico(epsilon, delta, alpha) >= wanted:
-                return alpha
-        except CalibrationImpossible:
-            continue
-    raise CalibrationImpossible(f"No order fits epsilon {epsilon} at delta {delta}. Raise epsilon.")
 
 
 def reserve_data(

@@ -15,7 +15,7 @@ from service.ledger.charges import (
     position,
 )
 from service.ledger.entries import Receipt
-from service.ledger.pricing import BlockReserve, block_reserves, default_order, price_of_step
+from service.ledger.pricing import BlockReserve, block_reserves, price_of_step
 from service.ledger.reservations import record_refusal, reserve, settle, start_attempt
 from service.ledger.views import (
     BlockBudget,
@@ -33,7 +33,6 @@ __all__ = [
     "block_reserves",
     "charge_query",
     "charge_window",
-    "default_order",
     "epsilon_limits",
     "finish_window",
     "job_statement",
