@@ -45,9 +45,11 @@ def visible_release(
 def request_release(session: Session, *, tenant_id: str, actor: str, job_id: str) -> ReleaseRequest:
     """Enters the request for a settled job with a certificate that may leave.
 
+    Repeated by who made it while it waits, it gives the standing request and writes nothing.
+
     Raises:
         LedgerNotFound: no such job of this tenant.
-        ProposalClosed: the job is not settled, or a request stands.
+        ProposalClosed: the job is not settled, or another's request or a release stands.
         ProposalInvalid: no certificate allows it, or there is nothing to release.
     """
     repository.visible_reservation(session, tenant_id, job_id)
@@ -61,6 +63,8 @@ def request_release(session: Session, *, tenant_id: str, actor: str, job_id: str
         and approvals.has_expired(standing.created_at)
     ):
         standing.state, standing = "expired", None
+    if standing is not None and (standing.state, standing.proposed_by) == ("requested", actor):
+        return standing  # the reply was lost; the two signatures stay as they are
     if standing is not None:
         raise ProposalClosed(proposal_id=job_id, reason=f"a release is {standing.state} already")
     certificate = session.get(Certificate, job_id)

@@ -21,7 +21,7 @@ from dp_core.records import Blocks, PatientRecords
 from dp_core.training import PrivateTraining
 from tests.fakes import MemoryJournal, MemoryProgress, MemoryStore
 
-pytestmark = pytest.mark.bench
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(3600)]  # 16 steps of a CPU each
 
 SHARE_MAX = 0.01
 PATIENTS, TOKENS, WINDOW = 640, 256, 8
@@ -82,7 +82,15 @@ def test_controller_and_accounting_take_at_most_one_per_cent_of_the_steps(contro
     torch.set_num_threads(1)
     torch.manual_seed(0)
     base = GPT2LMHeadModel(
-        GPT2Config(vocab_size=1000, n_positions=TOKENS, n_embd=256, n_layer=4, n_head=4)
+        GPT2Config(
+            vocab_size=1000,
+            n_positions=TOKENS,
+            n_embd=256,
+            n_layer=4,
+            n_head=4,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
     ).requires_grad_(False)
     plan = plan_of(controller)
     training = PrivateTraining(

@@ -39,7 +39,7 @@ from tests.dp_core.engine_cases import (
 )
 
 FAMILIES = sorted(MODELS)
-FLOAT32, FLOAT64 = 2e-5, 1e-10
+FLOAT32, FLOAT64 = 1e-5, 1e-10
 CLIP = {"grouping": "tensor"}
 RULES = [
     {"grouping": "tensor"},

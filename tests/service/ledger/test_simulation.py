@@ -1,6 +1,7 @@
 """Seeded simulations end with every unit accounted for, and the verifier agrees (T2, T5).
 
 One seed again: RLDP_SIM_SEED=17 pytest tests/service/ledger/test_simulation.py
+Ten thousand, on both databases: make test-faults (RLDP_SIM_SEEDS sets another number)
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from tests.deploy.test_verify_ledger import verifier
 from tests.service.ledger import world as w
 from tests.service.ledger.simulation import Simulation
 
-SEEDS_QUICK, SEEDS = 4, int(os.environ.get("RLDP_SIM_SEEDS", "500"))
+SEEDS_QUICK, SEEDS_CI = 4, 500
+SEEDS_MANY = int(os.environ.get("RLDP_SIM_SEEDS", "10000"))
+SHARES = 10  # of the seeds of CI; every second share runs on the other database
 ONE = os.environ.get("RLDP_SIM_SEED")
 
 
@@ -67,7 +70,20 @@ def test_some_seeds_in_every_run(quick_db: Database, tmp_path: Path) -> None:
     play(quick_db, seeds, tmp_path)
 
 
+@pytest.mark.ci
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("quick_db", "share"),
+    [(("sqlite", "postgresql")[share % 2], share) for share in range(SHARES)],
+    indirect=["quick_db"],
+)
+def test_five_hundred_seeds(quick_db: Database, share: int, tmp_path: Path) -> None:
+    each = SEEDS_CI // SHARES
+    first = SEEDS_QUICK + share * each
+    play(quick_db, range(first, first + each), tmp_path)
+
+
 @pytest.mark.faults
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(0)
 def test_many_seeds(quick_db: Database, tmp_path: Path) -> None:
-    play(quick_db, range(SEEDS_QUICK, SEEDS_QUICK + SEEDS), tmp_path)
+    play(quick_db, range(SEEDS_MANY), tmp_path)
