@@ -11,7 +11,8 @@ settle per job, epochs and window numbers without gap, job limits; signatures of
 different stewards for every grant and release; bounds and noise of every window against
 their digest, effective noise multiplier >= charged level; every price and limit to the
 pico with 50-digit arithmetic; the signed checkpoint over exactly these entries, its place
-in the log that witnesses watch, their cosignatures; growth from every earlier checkpoint
+in the log that witnesses watch, their cosignatures; personal values, where the bundle has
+them, against what entries commit to; growth from every earlier checkpoint
 you kept; every receipt; every number of every certificate against the log, and the
 signature of its envelope.
 
@@ -67,10 +68,20 @@ LINE_BYTES = {"entries.jsonl": 64 * 1024, "settings.jsonl": 4 * 2**20}
 CERTIFICATE_BYTES = 8 * 2**20
 EVIDENCE_BYTES = 128 * 1024
 RECEIPT_LINE_BYTES = 4096
+DISCLOSURE_BYTES = 32 * 1024
 DIGITS = Context(prec=110, Emax=MAX_EMAX, Emin=MIN_EMIN)  # 50 true digits with room to cancel
 PICO = 10**12
 ORDERS = range(2, 65)
 PLD_INTERVAL = 1e-4
+LEGAL_GROUNDS = {
+    "entered_in_error",
+    "gdpr_17_1_a",
+    "gdpr_17_1_b",
+    "gdpr_17_1_c",
+    "gdpr_17_1_d",
+    "gdpr_17_1_e",
+    "other_law",
+}
 REASONS_NONE = {
     "controller_private_inputs",
     "ledger_check_failed",
@@ -481,6 +492,7 @@ PATTERNS = {
     "pico": r"0|[1-9][0-9]{0,18}",
     "amount": r"-?(0|[1-9][0-9]{0,18})",
     "decimal": r"([0-9]{1,400}(\.[0-9]{1,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,3})?",
+    "salt": r"[0-9a-f]{32}",
     "signature": r"[A-Za-z0-9+/]{86}==",
     "base64": r"[A-Za-z0-9+/]+={0,2}",
 }
@@ -536,11 +548,17 @@ TYPES: dict[str, dict[str, Shape]] = {
         "returned": {"*code": "pico"}, "state": "code", "steps_started": {"*code": "int"},
         "windows": {"abandoned": "int", "charged": "int", "done": "int"},
     },
+    "redaction": {"entry": "int", "ground": "code", "log": "id", "path": "code"},
     "release.requested": RELEASE_TERMS,
     "release.approved": {"proposal": "int", "release": "id", "signature": "signature"},
     "release.rejected": {"proposal": "int", "release": "id", "signature": "signature"},
     "release.published": {**RELEASE_TERMS, "approvals": [APPROVAL], "proposal": "int"},
 }
+DISCLOSED = {"disclosed": {"*code": "hash"}}
+SECOND_VERSION: dict[str, dict[str, Shape]] = {
+    kind: {**TYPES[kind], **DISCLOSED} for kind in ("grant.proposed", "release.requested")
+}
+DISCLOSURE = {"idx": "int", "path": "code", "salt": "salt", "value": "any"}
 BODY = {
     "actor": "id", "data": "any", "idem": "id", "idx": "int", "log": "id", "pop": ("id",),
     "post": [["any"]], "prev": "hash", "ts": "text", "type": "text", "v": "int",
@@ -611,6 +629,7 @@ class Bundle:
     releases: dict[str, bytes]  # release -> tlog-proof
     evidence: dict[str, bytes]
     manifest: dict[str, Any]
+    disclosures: list[bytes] | None = None
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -647,6 +666,9 @@ EVIDENCE_FILES = ("checkpoint", "consistency.json", "system-entry.json", "system
 
 
 def _read_evidence(archive: zipfile.ZipFile, name: str, bundle: Bundle) -> None:
+    if name == "disclosures.jsonl":
+        bundle.disclosures = list(_lines(archive, name, DISCLOSURE_BYTES))
+        return
     if name in EVIDENCE_FILES:
         bundle.evidence[name] = _whole(archive, name)
         return
@@ -782,6 +804,8 @@ class Replay:
         self.proposals: dict[int, dict[str, Any]] = {}
         self.settings_used: set[str] = set()
         self.published: list[dict[str, Any]] = []
+        self.commitments: dict[tuple[int, str], str] = {}  # (index, path) -> digest
+        self.redacted: set[tuple[str, int, str]] = set()  # (log, index, path)
         self.prices_checked = 0
         self.steps: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, int]]] = {
             kind: getattr(self, "_" + kind.replace(".", "_")) for kind in TYPES
@@ -804,8 +828,11 @@ class Replay:
         check_shape(body, BODY, "body")
         self._chain(index, body)
         kind, data = body["type"], body["data"]
-        require(kind in TYPES and body["v"] == 1, "unknown type or version")
-        check_shape(data, TYPES[kind], kind)
+        shapes = {1: TYPES, 2: SECOND_VERSION}.get(body["v"], {})
+        require(kind in shapes, "unknown type or version")
+        check_shape(data, shapes[kind], kind)
+        for path, digest in data.get("disclosed", {}).items():
+            self.commitments[index, path] = digest
         if kind not in ("log.opened", "principal.registered"):
             self.is_founding = False
         if body["pop"] is not None and kind != "population.registered":
@@ -1147,6 +1174,18 @@ class Replay:
         }
         return post
 
+    def _redaction(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        """A value of an earlier entry was erased; what the entry says stays as it was."""
+        require(data["ground"] in LEGAL_GROUNDS, "no legal ground of the list")
+        what = (data["log"], data["entry"], data["path"])
+        require(what not in self.redacted, "redacted twice")
+        if data["log"] == self.log:
+            require(what[1:] in self.commitments, "the entry discloses nothing of this name")
+            erased = json.loads(self.bundle.entries[data["entry"]])
+            require(erased["pop"] == body["pop"], "another population")
+        self.redacted.add(what)
+        return {}
+
     def _release_requested(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
         job = self._job(data)
         require(job.settle is not None, "released before settle (I12)")
@@ -1167,6 +1206,51 @@ class Replay:
         job.released = True
         self.published.append(body)
         return {}
+
+
+# --- personal values that entries commit to -----------------------------------------------
+
+
+def check_disclosures(replay: Replay) -> tuple[int, list[str]]:
+    """Every value shown is the one committed to; how many, and what is neither shown nor erased.
+
+    A bundle without `disclosures.jsonl` is made for callers who may not see them.
+    """
+    lines = replay.bundle.disclosures
+    if lines is None:
+        return 0, []
+    shown: set[tuple[int, str]] = set()
+    for line in lines:
+        told = _disclosure(line)
+        place = (told["idx"], told["path"])
+        require(place in replay.commitments, "a disclosure that no entry commits to")
+        require(place not in shown, "one disclosure twice")
+        shown.add(place)
+        if (replay.log, *place) in replay.redacted:
+            raise Failed("a value is disclosed after its redaction", place[0])
+        committed = bytes.fromhex(told["salt"]) + told["path"].encode() + told["value"].encode()
+        if hashlib.sha256(committed).hexdigest() != replay.commitments[place]:
+            raise Failed("the disclosure is not what the entry commits to", place[0])
+    missing = [
+        f"disclosure of entry {index}: neither shown nor redacted here"
+        for index, path in sorted(set(replay.commitments) - shown)
+        if (replay.log, index, path) not in replay.redacted
+    ]
+    return len(shown), missing
+
+
+def _disclosure(line: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(line.decode("ascii"), object_pairs_hook=_no_duplicates)
+        again = json.dumps(told, sort_keys=True, separators=(",", ":"))
+        check_shape(told, DISCLOSURE, "disclosure")
+        require(isinstance(told["value"], str), "a disclosure is no text")
+        told["value"].encode()
+    except (ValueError, RecursionError, TypeError):
+        raise Failed("a bad line in disclosures.jsonl") from None
+    require(again.encode() == line, "a bad line in disclosures.jsonl")
+    result: dict[str, Any] = told
+    return result
 
 
 # --- certificates ---------------------------------------------------------------------
@@ -1749,6 +1833,8 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
     certificates = Certificates(replay)
     certificates.run()
     open_points, previous = evidence.open_points, "no earlier root given"
+    disclosures, undisclosed = check_disclosures(replay)
+    open_points += undisclosed
     if earlier:
         previous = "consistent with " + ", ".join(str(one.size) for one in earlier)
     for artifact in arguments.artifact:
@@ -1762,6 +1848,7 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
         "certificates": len(bundle.certificates),
         "certificates_signed": evidence.envelopes,
         "checkpoint": "checkpoint" in bundle.evidence,
+        "disclosures": disclosures,
         "entries": len(replay.leaves),
         "invariant_breaks": 0,
         "jobs": len(replay.jobs),
@@ -1771,6 +1858,7 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
         "previous": previous,
         "prices": replay.prices_checked,
         "receipts": evidence.receipts,
+        "redactions": len(replay.redacted),
         "root": root,
         "schedules": schedules,
         "signatures_checked": policy is not None,

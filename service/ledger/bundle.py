@@ -21,7 +21,8 @@ from sqlalchemy.orm import Session
 
 from service.certificates.envelope import envelope_of
 from service.certificates.models import Certificate
-from service.ledger import merkle, receipts, repository
+from service.ledger import disclosures, merkle, receipts, repository
+from service.ledger.disclosures import Vault
 from service.ledger.errors import LedgerNotFound
 from service.ledger.evidence import evidence_of
 from service.ledger.keys import LedgerKeys
@@ -44,12 +45,14 @@ def write_bundle(
     size: int | None = None,
     since: int | None = None,
     system_since: int | None = None,
+    vault: Vault | None = None,
 ) -> IO[bytes]:
     """The bundle as an open temporary file, positioned at its start.
 
     It reaches to the newest signed checkpoint, or to the one of `size` entries; `since`
     adds proofs that the log extends its checkpoint of that size, and the system log its
-    own of `system_since` entries.
+    own of `system_since` entries. A `vault` is given for callers who may read the personal
+    values that entries commit to.
 
     Raises:
         LedgerNotFound: the tenant has no such log, or the log no such checkpoint.
@@ -65,6 +68,9 @@ def write_bundle(
         writer.lines("settings.jsonl", _settings(session, digests))
         for name, content in evidence.files.items():
             writer.text(name, content)
+        if vault is not None:
+            disclosed = disclosures.read(session, vault, head.log_id, size=evidence.size)
+            writer.lines("disclosures.jsonl", (one.line for one in disclosed))
         for certificate in _certificates(session, jobs):
             name = f"certificates/{certificate.job_id}.dsse.json"
             writer.lines(name, [envelope_of(certificate, keys).decode()])

@@ -15,6 +15,7 @@
     ├── SelfApproval              approving one's own job
     ├── LedgerHalted              the log or its witnesses give cause to take nothing new
     │   └── LogShrunk             a log no longer extends what was signed or witnessed
+    ├── DisclosuresUnavailable    the key that opens personal values is missing
     ├── NotAllowedToSign          the signer is no registered steward of the tenant
     └── SignatureInvalid          the signature does not fit text and key
 
@@ -138,6 +139,16 @@ class SelfApproval(LedgerError):
         super().__init__(f"{proposal_id}: the submitter of a job may not decide on its release.")
 
 
+class DisclosuresUnavailable(LedgerError):
+    """The deployment's key for personal values is missing or unusable. Nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Personal values cannot be read or written: keys/disclosure.key is missing or "
+            "unusable. Put the deployment's key there; without a justification, go on."
+        )
+
+
 class NotAllowedToSign(LedgerError):
     """The signer's key is not registered in the log of the tenant."""
 
@@ -197,6 +208,7 @@ ERROR_TABLE: dict[type[Exception], tuple[int, str]] = {
     ProposalClosed: (409, "state_conflict"),
     SelfApproval: (403, "self_approval"),
     LedgerHalted: (503, "ledger_halted"),
+    DisclosuresUnavailable: (503, "not_ready"),
     NotAllowedToSign: (403, "role_forbidden"),
     SignatureInvalid: (422, "field_invalid"),
 }

@@ -299,6 +299,35 @@ class Cosignature(Base):
     signed_at: Mapped[int] = mapped_column(BigInteger)  # Unix seconds, by the witness's clock
 
 
+class Disclosure(Base):
+    """A personal value that an entry commits to, encrypted. Erased on a legal ground (18.2)."""
+
+    __tablename__ = "disclosure"
+    __table_args__ = (ForeignKeyConstraint(["log_id", "idx"], ["entry.log_id", "entry.idx"]),)
+
+    log_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    idx: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    path: Mapped[str] = mapped_column(ID, primary_key=True)
+    salt: Mapped[str] = mapped_column(String(32))
+    value: Mapped[str] = mapped_column(Text)  # base64
+
+
+class DisclosureKey(Base):
+    """The key of one disclosure, wrapped. A table apart, so that old backups can do without."""
+
+    __tablename__ = "disclosure_key"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["log_id", "idx", "path"], ["disclosure.log_id", "disclosure.idx", "disclosure.path"]
+        ),
+    )
+
+    log_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    idx: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    path: Mapped[str] = mapped_column(ID, primary_key=True)
+    wrapped: Mapped[str] = mapped_column(Text)  # base64
+
+
 class LedgerGuard(Base):
     """Whether new reservations and charges are taken: one row, read in their transactions."""
 
