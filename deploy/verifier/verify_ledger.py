@@ -30,7 +30,8 @@ from the server, and pass them here.
 
 policy.json: {"format": "dp-ledger-policy/1", "log_key": HEX, "receipt_key": HEX,
 "system_origin": TEXT, "witnesses": [VKEY, ...], "quorum": N, "max_age_seconds": N,
-"previous_required": BOOL}; optional "steward_keys": [HEX, ...].
+"previous_required": BOOL}; optional "steward_keys": [HEX, ...] and "next_log_keys": [HEX, ...],
+the log keys that follow log_key, oldest first.
 """
 
 from __future__ import annotations
@@ -395,7 +396,7 @@ def parse_receipt(raw: bytes) -> Receipt:
 class Policy:
     """What the auditor trusts, and asks for."""
 
-    log_key: bytes
+    log_keys: tuple[str, ...]  # hex, in the order of their use
     receipt_key: bytes
     system_origin: str
     witnesses: tuple[Key, ...]
@@ -410,16 +411,20 @@ def read_policy(path: Path) -> Policy:
     try:
         told = json.loads(path.read_bytes())
         steward_keys = told.pop("steward_keys", [])
+        following = told.pop("next_log_keys", [])
+        check_shape(following, ["hash"], "policy.next_log_keys")
         check_shape(told, POLICY, "policy")
         check_shape(steward_keys, ["hash"], "policy.steward_keys")
         require(told["format"] == POLICY_FORMAT, "unknown format")
         witnesses = tuple(_vkey(text) for text in told["witnesses"])
         require(len({w.public for w in witnesses}) == len(witnesses), "one witness twice")
+        log_keys = (told["log_key"], *following)
+        require(len(set(log_keys)) == len(log_keys), "one log key twice")
         require(told["quorum"] <= len(witnesses), "the quorum is larger than the witnesses")
     except (OSError, ValueError, AttributeError, TypeError, Failed) as problem:
         raise Unreadable(f"{path}: not a policy ({problem})") from None
     return Policy(
-        log_key=bytes.fromhex(told["log_key"]),
+        log_keys=log_keys,
         receipt_key=bytes.fromhex(told["receipt_key"]),
         system_origin=told["system_origin"],
         witnesses=witnesses,
@@ -547,6 +552,10 @@ TYPES: dict[str, dict[str, Shape]] = {
         "artifacts": DIGESTS, "certificate": ("hash",), "job": "id", "job_spent": "pico",
         "returned": {"*code": "pico"}, "state": "code", "steps_started": {"*code": "int"},
         "windows": {"abandoned": "int", "charged": "int", "done": "int"},
+    },
+    "key.rotated": {
+        "authority": "hash", "authority_signature": "signature", "new": "hash",
+        "new_signature": "signature", "old": ("hash",), "origin": "text", "role": "code",
     },
     "redaction": {"entry": "int", "ground": "code", "log": "id", "path": "code"},
     "release.requested": RELEASE_TERMS,
@@ -806,6 +815,7 @@ class Replay:
         self.published: list[dict[str, Any]] = []
         self.commitments: dict[tuple[int, str], str] = {}  # (index, path) -> digest
         self.redacted: set[tuple[str, int, str]] = set()  # (log, index, path)
+        self.rotations: list[tuple[int, dict[str, Any]]] = []  # (index, data), of both roles
         self.prices_checked = 0
         self.steps: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, int]]] = {
             kind: getattr(self, "_" + kind.replace(".", "_")) for kind in TYPES
@@ -1174,6 +1184,29 @@ class Replay:
         }
         return post
 
+    def _key_rotated(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        """The vouching key and the new one have signed; whether they are pinned, policy tells."""
+        require(body["pop"] is None, "a key belongs to no population")
+        require(data["role"] in ("log", "receipt"), "unknown role of a key")
+        require(data["new"] not in (data["old"], data["authority"]), "no new key")
+        log_keys = [r for _, r in self.rotations if r["role"] == "log"]
+        if data["role"] == "log":
+            require(data["old"] == data["authority"], "the old log key does not vouch")
+            used = {r["old"] for r in log_keys} | {r["new"] for r in log_keys}
+            require(data["new"] not in used, "a log key used before")
+        now = log_keys[-1]["new"] if log_keys else data["authority"]
+        require(data["authority"] == now, "vouched for by a key that was rotated out")
+        text = (
+            f"dp-ledger-key-rotation/v1\n{data['origin']}\n{data['role']}\n"
+            f"{data['old'] or '-'}\n{data['new']}\n"
+        ).encode()
+        for name in ("authority", "new"):
+            key = Key("", 1, bytes.fromhex(data[name]))
+            signed = key.fits(_base64(data[f"{name}_signature"]), text)
+            require(signed, f"the signature of the {name} key does not fit")
+        self.rotations.append((self.index, data))
+        return {}
+
     def _redaction(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
         """A value of an earlier entry was erased; what the entry says stays as it was."""
         require(data["ground"] in LEGAL_GROUNDS, "no legal ground of the list")
@@ -1495,8 +1528,10 @@ class Evidence:
         self.system: Checkpoint | None = None
         self.witnesses = "no witnesses"
         self.receipts = self.envelopes = 0
+        self.receipt_keys = set() if policy is None else {policy.receipt_key.hex()}
 
     def run(self, earlier: Sequence[Earlier], own_receipts: Sequence[bytes]) -> None:
+        self._follow_keys()
         self._receipts(own_receipts)
         below = self._checkpoint(earlier)
         if below is not None:
@@ -1512,13 +1547,54 @@ class Evidence:
             self._envelopes(self.policy)
             self._witness_claims(self.policy)
 
-    def _key(self, name: str, public: bytes) -> Key:
-        return Key(name, 1, public)
+    def _follow_keys(self) -> None:
+        """Every rotation in the log leads from one pinned log key to the next."""
+        if self.policy is None:
+            return
+        chain = self.policy.log_keys
+        for index, told in self.replay.rotations:
+            if told["origin"] != self.policy.system_origin:
+                raise Failed("a key of another deployment", index)
+            if told["authority"] not in chain:
+                raise Failed("vouched for by a log key the policy does not pin", index)
+            following = chain[chain.index(told["authority"]) + 1 :]
+            if told["role"] == "log" and told["new"] not in following[:1]:
+                raise Failed("rotated to a log key the policy does not pin", index)
+            if told["role"] == "receipt":
+                self.receipt_keys.add(told["new"])
+
+    def _log_keys(self, size: int) -> list[str]:
+        """The pinned keys that may sign this log at a size; one, once the log tells."""
+        assert self.policy is not None
+        told = [(i, r) for i, r in self.replay.rotations if r["role"] == "log"]
+        if not told:
+            return list(self.policy.log_keys)
+        before = [r["new"] for index, r in told if index < size]
+        return [before[-1] if before else told[0][1]["old"]]
+
+    def _require_log_key(self, note: Note, origin: str, size: int, problem: str) -> None:
+        if self.policy is None:
+            return
+        keys = list(self.policy.log_keys)
+        if origin == self.origin:
+            keys = self._log_keys(size)
+        signed = any(note.is_signed_by(Key(origin, 1, bytes.fromhex(key))) for key in keys)
+        require(signed, problem)
 
     def _log_signed(self, checkpoint: Checkpoint, what: str) -> None:
-        if self.policy is not None:
-            key = self._key(checkpoint.origin, self.policy.log_key)
-            require(checkpoint.note.is_signed_by(key), f"{what} is not signed by the log's key")
+        problem = f"{what} is not signed by the log's key"
+        self._require_log_key(checkpoint.note, checkpoint.origin, checkpoint.size, problem)
+
+    def _system_key_follows(self, system: Checkpoint) -> None:
+        """A key that this log has left may not sign the system log above it."""
+        if self.policy is None or not any(r["role"] == "log" for _, r in self.replay.rotations):
+            return
+        (now,) = self._log_keys(len(self.leaves))
+        since = self.policy.log_keys[self.policy.log_keys.index(now) :]
+        signed = any(
+            system.note.is_signed_by(Key(system.origin, 1, bytes.fromhex(key))) for key in since
+        )
+        require(signed, "the system checkpoint is signed by a log key that was rotated out")
 
     def _receipts(self, own: Sequence[bytes]) -> None:
         """Every leaf that was promised stands where it was promised."""
@@ -1553,8 +1629,10 @@ class Evidence:
     def _promised(self, receipt: Receipt) -> None:
         require(receipt.origin == self.origin, "a receipt of another log")
         if self.policy is not None:
-            key = self._key(f"{receipt.origin}/receipts", self.policy.receipt_key)
-            require(receipt.note.is_signed_by(key), "a receipt not signed by the receipt key")
+            name = f"{receipt.origin}/receipts"
+            keys = [Key(name, 1, bytes.fromhex(key)) for key in self.receipt_keys]
+            signed = any(receipt.note.is_signed_by(key) for key in keys)
+            require(signed, "a receipt not signed by the receipt key")
         same = self.told.setdefault(receipt.index, receipt.leaf) == receipt.leaf
         if not same:
             raise Failed("two receipts tell two entries", receipt.index)
@@ -1624,6 +1702,7 @@ class Evidence:
         if self.policy is not None:
             require(self.system.origin == self.policy.system_origin, "another system log")
         self._log_signed(self.system, "the system checkpoint")
+        self._system_key_follows(self.system)
         self._cosigned(self.system)
 
     def _cosigned(self, system: Checkpoint) -> None:
@@ -1657,9 +1736,9 @@ class Evidence:
         if one.origin is not None and one.origin != self.origin:
             self._system_extends(one)
             return
-        if one.note is not None and self.policy is not None:
-            key = self._key(self.origin, self.policy.log_key)
-            require(one.note.is_signed_by(key), "the earlier checkpoint has another signature")
+        if one.note is not None:
+            problem = "the earlier checkpoint has another signature"
+            self._require_log_key(one.note, self.origin, one.size, problem)
         size, here = one.size, len(self.leaves)
         if one.leaves is not None:
             pairs = zip(one.leaves, self.leaves, strict=False)
@@ -1685,9 +1764,8 @@ class Evidence:
             "an earlier checkpoint of another log",
         )
         assert system is not None and one.note is not None
-        if self.policy is not None:
-            key = self._key(system.origin, self.policy.log_key)
-            require(one.note.is_signed_by(key), "the earlier checkpoint has another signature")
+        problem = "the earlier checkpoint has another signature"
+        self._require_log_key(one.note, system.origin, one.size, problem)
         if one.size == system.size:
             require(one.root == system.root, "two system logs of one size: a split view")
             return
@@ -1712,10 +1790,10 @@ class Evidence:
         require(holds, "the system log does not extend the earlier checkpoint: a split view")
 
     def _envelopes(self, policy: Policy) -> None:
-        key = self._key("", policy.log_key)
+        keys = [Key("", 1, bytes.fromhex(key)) for key in policy.log_keys]
         for job in self.bundle.certificates:
             require(job in self.bundle.envelopes, f"the certificate of {job} is not signed")
-            require_signed(key, *self.bundle.envelopes[job], f"the certificate of {job}")
+            require_signed(keys, *self.bundle.envelopes[job], f"the certificate of {job}")
             self.envelopes += 1
 
     def _witness_claims(self, policy: Policy) -> None:
@@ -1733,7 +1811,6 @@ def verify_certificate(arguments: argparse.Namespace, policy: Policy | None) -> 
     require(policy is not None, "a certificate alone needs --policy: its signature is all there is")
     require(arguments.proof is not None, "a certificate alone needs --proof: that the log names it")
     assert policy is not None
-    key = Key("", 1, policy.log_key)
     raw = _read_file(arguments.bundle, CERTIFICATE_BYTES).rstrip(b"\n")
     bundle = Bundle(
         entries=[],
@@ -1746,12 +1823,13 @@ def verify_certificate(arguments: argparse.Namespace, policy: Policy | None) -> 
         manifest={},
     )
     payload = _open_envelope("it", raw, bundle)
-    require_signed(key, *bundle.envelopes["it"], "the certificate")
+    keys = [Key("", 1, bytes.fromhex(key)) for key in policy.log_keys]
+    require_signed(keys, *bundle.envelopes["it"], "the certificate")
     statement = parse_canonical(payload)
     proof = parse_proof(_read_file(arguments.proof))
     require(proof.extra is not None and proof.holds(leaf_of(proof.extra)), "the proof fails")
     checkpoint = proof.checkpoint
-    signed = checkpoint.note.is_signed_by(Key(checkpoint.origin, 1, policy.log_key))
+    signed = any(checkpoint.note.is_signed_by(replace(key, name=checkpoint.origin)) for key in keys)
     require(signed, "the checkpoint is not signed by the log's key")
     assert proof.extra is not None
     body = parse_canonical(proof.extra)
@@ -1786,12 +1864,12 @@ def verify_certificate(arguments: argparse.Namespace, policy: Policy | None) -> 
 
 
 def require_signed(
-    key: Key, payload: bytes, signatures: Sequence[dict[str, str]], what: str
+    keys: Sequence[Key], payload: bytes, signatures: Sequence[dict[str, str]], what: str
 ) -> None:
-    """Fails unless one signature of a DSSE envelope is this key's over the payload."""
+    """Fails unless one signature of a DSSE envelope is one of these keys' over the payload."""
     kind = DSSE_TYPE.encode()
     signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
-    fits = any(key.fits(_base64(one["sig"]), signed) for one in signatures)
+    fits = any(key.fits(_base64(one["sig"]), signed) for one in signatures for key in keys)
     require(fits, f"{what} is not signed by the log's key")
 
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli.rotation import app as rotation_app
+
 if TYPE_CHECKING:
     from service.cli.ledger_client import LedgerClient
 
 app = typer.Typer(no_args_is_help=True, help="Ask the ledger, take it out, say whom to trust.")
+app.add_typer(rotation_app, name="rotate-key")
 
 DataDir = Annotated[
     Path | None,

@@ -14,7 +14,9 @@
     ├── ProposalClosed            decided, expired or overtaken by another grant
     ├── SelfApproval              approving one's own job
     ├── LedgerHalted              the log or its witnesses give cause to take nothing new
-    │   └── LogShrunk             a log no longer extends what was signed or witnessed
+    │   ├── LogShrunk             a log no longer extends what was signed or witnessed
+    │   └── KeySuperseded         this process holds a log key that was rotated out
+    ├── KeysNotPinned             too few witnesses know the log's next key
     ├── DisclosuresUnavailable    the key that opens personal values is missing
     ├── NotAllowedToSign          the signer is no registered steward of the tenant
     └── SignatureInvalid          the signature does not fit text and key
@@ -189,6 +191,28 @@ class LogShrunk(LedgerHalted):
         )
 
 
+class KeySuperseded(LedgerHalted):
+    """The log names a newer key than the one this process holds; it may sign nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "key_superseded",
+            "The log's key was rotated. Put the new key into keys/log.pem here as well.",
+        )
+
+
+class KeysNotPinned(LedgerError):
+    """Checkpoints under the next key would find no quorum. Nothing was changed."""
+
+    def __init__(self, *, known: int, quorum: int) -> None:
+        self.known = known
+        self.quorum = quorum
+        super().__init__(
+            f"{known} witnesses know the next key and {quorum} must. Have each run "
+            "`rldp witness trust --rotation` with the statement, serve again, then repeat."
+        )
+
+
 class LedgerBroken(InvariantViolation):
     """The ledger contradicts itself: stop before anything is released."""
 
@@ -208,6 +232,7 @@ ERROR_TABLE: dict[type[Exception], tuple[int, str]] = {
     ProposalClosed: (409, "state_conflict"),
     SelfApproval: (403, "self_approval"),
     LedgerHalted: (503, "ledger_halted"),
+    KeysNotPinned: (409, "state_conflict"),
     DisclosuresUnavailable: (503, "not_ready"),
     NotAllowedToSign: (403, "role_forbidden"),
     SignatureInvalid: (422, "field_invalid"),
