@@ -30,14 +30,15 @@ from the server, and pass them here.
 
 policy.json: {"format": "dp-ledger-policy/1", "log_key": HEX, "receipt_key": HEX,
 "system_origin": TEXT, "witnesses": [VKEY, ...], "quorum": N, "max_age_seconds": N,
-"previous_required": BOOL}; optional "steward_keys": [HEX, ...] and "next_log_keys": [HEX, ...],
-the log keys that follow log_key, oldest first.
+"previous_required": BOOL}; optional "steward_keys": [HEX, ...]; "next_log_keys": [HEX, ...],
+the log keys that follow log_key, oldest first; "tsa_certificates": [BASE64 of DER, ...].
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import calendar
 import hashlib
 import json
 import re
@@ -56,8 +57,12 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 VERSION = "1.1.0"
 FORMAT = "dp-ledger-bundle/1"
@@ -175,6 +180,23 @@ def merkle_root(leaves: Sequence[str]) -> str:
         paired = [_node(a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
         level = paired + level[len(paired) * 2 :]
     return level[0]
+
+
+def roots_at(leaves: Sequence[str], sizes: Sequence[int]) -> dict[int, str]:
+    """The root at each of these sizes, in one pass over the leaves."""
+    wanted, found = set(sizes), {}
+    subtrees: list[tuple[int, str]] = []  # (leaves below, root), largest first
+    for size, leaf in enumerate(leaves[: max(wanted, default=0)], start=1):
+        width, right = 1, leaf
+        while subtrees and subtrees[-1][0] == width:
+            width, right = 2 * width, _node(subtrees.pop()[1], right)
+        subtrees.append((width, right))
+        if size in wanted:
+            root = subtrees[-1][1]
+            for _, left in reversed(subtrees[:-1]):
+                root = _node(left, root)
+            found[size] = root
+    return found
 
 
 def _split(width: int) -> int:
@@ -404,6 +426,7 @@ class Policy:
     max_age_seconds: int
     previous_required: bool
     steward_keys: tuple[str, ...]
+    tsa: tuple[x509.Certificate, ...]
 
 
 def read_policy(path: Path) -> Policy:
@@ -413,6 +436,9 @@ def read_policy(path: Path) -> Policy:
         steward_keys = told.pop("steward_keys", [])
         following = told.pop("next_log_keys", [])
         check_shape(following, ["hash"], "policy.next_log_keys")
+        stamped_by = told.pop("tsa_certificates", [])
+        check_shape(stamped_by, ["base64"], "policy.tsa_certificates")
+        tsa = tuple(x509.load_der_x509_certificate(_base64(one)) for one in stamped_by)
         check_shape(told, POLICY, "policy")
         check_shape(steward_keys, ["hash"], "policy.steward_keys")
         require(told["format"] == POLICY_FORMAT, "unknown format")
@@ -432,6 +458,7 @@ def read_policy(path: Path) -> Policy:
         max_age_seconds=told["max_age_seconds"],
         previous_required=told["previous_required"],
         steward_keys=tuple(steward_keys),
+        tsa=tsa,
     )
 
 
@@ -639,6 +666,7 @@ class Bundle:
     evidence: dict[str, bytes]
     manifest: dict[str, Any]
     disclosures: list[bytes] | None = None
+    anchors: dict[int, bytes] = field(default_factory=dict)  # size -> time-stamp token
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -677,6 +705,10 @@ EVIDENCE_FILES = ("checkpoint", "consistency.json", "system-entry.json", "system
 def _read_evidence(archive: zipfile.ZipFile, name: str, bundle: Bundle) -> None:
     if name == "disclosures.jsonl":
         bundle.disclosures = list(_lines(archive, name, DISCLOSURE_BYTES))
+        return
+    stamped = re.fullmatch(r"anchors/([1-9][0-9]{0,15})\.tst", name)
+    if stamped is not None:
+        bundle.anchors[int(stamped[1])] = _whole(archive, name)
         return
     if name in EVIDENCE_FILES:
         bundle.evidence[name] = _whole(archive, name)
@@ -1460,6 +1492,148 @@ def check_schedules(schedules: Sequence[tuple[Any, ...]]) -> int:
     return len(schedules)
 
 
+# --- RFC 3161 time stamps -----------------------------------------------------------------
+
+SIGNED_DATA, TST_INFO = "2a864886f70d010702", "2a864886f70d0109100104"
+CONTENT_TYPE, MESSAGE_DIGEST = "2a864886f70d010903", "2a864886f70d010904"
+HASHES: dict[str, hashes.HashAlgorithm] = {
+    "608648016503040201": hashes.SHA256(),
+    "608648016503040202": hashes.SHA384(),
+    "608648016503040203": hashes.SHA512(),
+}
+
+
+def der(raw: bytes) -> list[tuple[int, bytes, bytes]]:
+    """The values that stand side by side in DER: (tag, content, whole)."""
+    found, at = [], 0
+    while at < len(raw):
+        require(len(raw) - at >= 2 and raw[at] & 0x1F != 0x1F, "not DER")
+        tag, length, start = raw[at], raw[at + 1], at + 2
+        if length >= 0x80:
+            count = length & 0x7F
+            require(1 <= count <= 4 and len(raw) >= start + count, "not DER")
+            length = int.from_bytes(raw[start : start + count], "big")
+            start += count
+        require(len(raw) >= start + length, "not DER")
+        found.append((tag, raw[start : start + length], raw[at : start + length]))
+        at = start + length
+    return found
+
+
+def _inside(value: tuple[int, bytes, bytes], tag: int) -> list[tuple[int, bytes, bytes]]:
+    require(value[0] == tag, "a time stamp of another form")
+    return der(value[1])
+
+
+@dataclass(frozen=True)
+class TimeStamp:
+    """What a token says, and what its signature is over; nothing is trusted yet."""
+
+    digest: bytes
+    seconds: int
+    certificates: tuple[x509.Certificate, ...]
+    signed: bytes
+    signature: bytes
+    algorithm: hashes.HashAlgorithm
+
+
+def parse_time_stamp(raw: bytes) -> TimeStamp:
+    """Reads a TimeStampToken of one signer (RFC 3161 2.4.2, RFC 5652 5).
+
+    Raises:
+        Failed: another form, or the signed digest is not that of the content.
+    """
+    try:
+        return _time_stamp(raw)
+    except (IndexError, ValueError, KeyError, OverflowError):
+        raise Failed("a malformed time stamp") from None
+
+
+def _time_stamp(raw: bytes) -> TimeStamp:
+    (token,) = der(raw)
+    kind, wrapped = _inside(token, 0x30)
+    require(kind[1].hex() == SIGNED_DATA, "a time stamp of another form")
+    (signed_data,) = _inside(wrapped, 0xA0)
+    parts = _inside(signed_data, 0x30)
+    kind, held = _inside(parts[2], 0x30)
+    require(kind[1].hex() == TST_INFO, "a signature over something else than a time stamp")
+    ((tag, content, _),) = _inside(held, 0xA0)
+    require(tag == 0x04, "a time stamp of another form")
+    certificates = [
+        x509.load_der_x509_certificate(one[2])
+        for part in parts[3:]
+        if part[0] == 0xA0
+        for one in der(part[1])
+        if one[0] == 0x30
+    ]
+    (signer,) = _inside(parts[-1], 0x31)
+    fields = _inside(signer, 0x30)
+    algorithm = HASHES[_inside(fields[2], 0x30)[0][1].hex()]
+    require(fields[3][0] == 0xA0 and fields[5][0] == 0x04, "a time stamp of another form")
+    told = {_inside(one, 0x30)[0][1].hex(): _inside(one, 0x30)[1] for one in der(fields[3][1])}
+    ((_, content_type, _),) = _inside(told[CONTENT_TYPE], 0x31)
+    ((_, digest, _),) = _inside(told[MESSAGE_DIGEST], 0x31)
+    fits = hashlib.new(algorithm.name, content).digest() == digest
+    require(fits and content_type.hex() == TST_INFO, "the time stamp was changed")
+    info = _inside(der(content)[0], 0x30)
+    imprint = _inside(info[2], 0x30)
+    require(_inside(imprint[0], 0x30)[0][1].hex() == "608648016503040201", "not over a SHA-256")
+    require(info[4][0] == 0x18, "a time stamp without a time")
+    text = info[4][1].decode("ascii")
+    require(bool(re.fullmatch(r"[0-9]{14}(\.[0-9]+)?Z", text)), "a time stamp without a time")
+    return TimeStamp(
+        digest=imprint[1][1],
+        seconds=calendar.timegm(time.strptime(text[:14], "%Y%m%d%H%M%S")),
+        certificates=tuple(certificates),
+        signed=b"\x31" + fields[3][2][1:],  # a SET, as RFC 5652 5.4 has it
+        signature=fields[5][1],
+        algorithm=algorithm,
+    )
+
+
+def require_stamped(stamp: TimeStamp, pinned: Sequence[x509.Certificate]) -> None:
+    """Fails unless a pinned authority, or one a pinned certificate has issued, signed it."""
+    for certificate in (*stamp.certificates, *pinned):
+        trusted = certificate in pinned or any(_issued(certificate, one) for one in pinned)
+        if trusted and _signed_by(stamp, certificate) and _may_stamp(certificate, stamp.seconds):
+            return
+    raise Failed("a time stamp by no authority of the policy")
+
+
+def _signed_by(stamp: TimeStamp, certificate: x509.Certificate) -> bool:
+    key = certificate.public_key()
+    try:
+        if isinstance(key, rsa.RSAPublicKey):
+            key.verify(stamp.signature, stamp.signed, padding.PKCS1v15(), stamp.algorithm)
+        elif isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(stamp.signature, stamp.signed, ec.ECDSA(stamp.algorithm))
+        elif isinstance(key, Ed25519PublicKey):
+            key.verify(stamp.signature, stamp.signed)
+        else:
+            return False
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _may_stamp(certificate: x509.Certificate, seconds: int) -> bool:
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+    begins = certificate.not_valid_before_utc.timestamp()
+    in_time = begins <= seconds <= certificate.not_valid_after_utc.timestamp()
+    return in_time and ExtendedKeyUsageOID.TIME_STAMPING in usage
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
 # --- evidence: checkpoint, witnesses, growth, receipts --------------------------------------
 
 
@@ -1528,6 +1702,7 @@ class Evidence:
         self.system: Checkpoint | None = None
         self.witnesses = "no witnesses"
         self.receipts = self.envelopes = 0
+        self.stamps = 0
         self.receipt_keys = set() if policy is None else {policy.receipt_key.hex()}
 
     def run(self, earlier: Sequence[Earlier], own_receipts: Sequence[bytes]) -> None:
@@ -1537,6 +1712,7 @@ class Evidence:
         if below is not None:
             self._system(below)
             self._releases()
+            self._anchors()
         elif self.policy is not None:
             self.open_points.append("no signed checkpoint in the bundle")
         for one in earlier:
@@ -1653,7 +1829,8 @@ class Evidence:
     def _checkpoint(self, earlier: Sequence[Earlier]) -> Checkpoint | None:
         raw = self.bundle.evidence.get("checkpoint")
         if raw is None:
-            require(not self.bundle.evidence, "proofs without a checkpoint")
+            without = not self.bundle.evidence and not self.bundle.anchors
+            require(without, "proofs without a checkpoint")
             return None
         found = parse_checkpoint(raw)
         require(found.origin == self.origin, "the checkpoint of another log")
@@ -1788,6 +1965,24 @@ class Evidence:
             path=told["path"],
         )
         require(holds, "the system log does not extend the earlier checkpoint: a split view")
+
+    def _anchors(self) -> None:
+        """Each time stamp is over this log's checkpoint of that size, and not before its time."""
+        roots = roots_at(self.leaves, list(self.bundle.anchors))
+        for size, raw in sorted(self.bundle.anchors.items()):
+            require(size in roots, "a time stamp beyond the log")
+            root = base64.b64encode(bytes.fromhex(roots[size])).decode()
+            stamp = parse_time_stamp(raw)
+            if stamp.digest != hashlib.sha256(f"{self.origin}\n{size}\n{root}\n".encode()).digest():
+                raise Failed(f"the time stamp at size {size} is over another log", size - 1)
+            last = json.loads(self.bundle.entries[size - 1])["ts"]
+            if last > time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(stamp.seconds + 60)):
+                raise Failed("the entry is younger than the time stamp over it", size - 1)
+            if self.policy is not None and self.policy.tsa:
+                require_stamped(stamp, self.policy.tsa)
+                self.stamps += 1
+            elif self.policy is not None:
+                self.open_points.append(f"time stamp at size {size}: the policy pins no authority")
 
     def _envelopes(self, policy: Policy) -> None:
         keys = [Key("", 1, bytes.fromhex(key)) for key in policy.log_keys]
@@ -1941,6 +2136,7 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
         "schedules": schedules,
         "signatures_checked": policy is not None,
         "steward_keys_pinned": bool(pinned),
+        "time_stamps": evidence.stamps,
         "verdict": "incomplete" if open_points else "ok",
         "verifier": VERSION,
         "witnesses": evidence.witnesses,

@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from service.ledger import notes
+from service.ledger.anchors import load_tsa, pinned
 from service.ledger.checkpoints import system_origin
 from service.ledger.keys import load_keys, planned_log_key
 from service.ledger.witnesses import load_witnesses
@@ -34,6 +35,7 @@ def write_policy(settings: Settings, *, out: Path, max_age_seconds: int) -> None
     """
     keys, planned = load_keys(settings), planned_log_key(settings)
     first, *following = [*keys.log_chain, *([planned] if planned else [])]
+    tsa = load_tsa(settings)
     policy = {
         "format": FORMAT,
         "log_key": first,
@@ -43,6 +45,7 @@ def write_policy(settings: Settings, *, out: Path, max_age_seconds: int) -> None
         "receipt_key": keys.receipt_public,
         "system_origin": system_origin(keys),
         **({"next_log_keys": following} if following else {}),
+        **({"tsa_certificates": pinned(tsa.certificates)} if tsa else {}),
         "witnesses": [witness.key.text for witness in load_witnesses(settings.witnesses)],
     }
     try:

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from service.certificates.envelope import envelope_of
 from service.certificates.models import Certificate
-from service.ledger import disclosures, merkle, receipts, repository
+from service.ledger import anchors, disclosures, merkle, receipts, repository
 from service.ledger.disclosures import Vault
 from service.ledger.errors import LedgerNotFound
 from service.ledger.evidence import evidence_of
@@ -68,6 +68,8 @@ def write_bundle(
         writer.lines("settings.jsonl", _settings(session, digests))
         for name, content in evidence.files.items():
             writer.text(name, content)
+        for name, token in anchors.tokens(session, head.log_id, evidence.size).items():
+            writer.raw(name, token)
         if vault is not None:
             disclosed = disclosures.read(session, vault, head.log_id, size=evidence.size)
             writer.lines("disclosures.jsonl", (one.line for one in disclosed))
@@ -104,7 +106,9 @@ class _Writer:
         self.digests[name] = digest.hexdigest()
 
     def text(self, name: str, content: str) -> None:
-        raw = content.encode()
+        self.raw(name, content.encode())
+
+    def raw(self, name: str, raw: bytes) -> None:
         self.archive.writestr(_info(name), raw)
         self.digests[name] = hashlib.sha256(raw).hexdigest()
 

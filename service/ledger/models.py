@@ -299,6 +299,20 @@ class Cosignature(Base):
     signed_at: Mapped[int] = mapped_column(BigInteger)  # Unix seconds, by the witness's clock
 
 
+class Anchor(Base):
+    """An RFC 3161 time stamp of one checkpoint's text, by somebody else's clock (10.6)."""
+
+    __tablename__ = "anchor"
+    __table_args__ = (
+        ForeignKeyConstraint(["log_id", "size"], ["checkpoint.log_id", "checkpoint.size"]),
+    )
+
+    log_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    token: Mapped[str] = mapped_column(Text)  # base64 of DER
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
 class Disclosure(Base):
     """A personal value that an entry commits to, encrypted. Erased on a legal ground (18.2)."""
 
@@ -346,7 +360,7 @@ class LedgerGuard(Base):
     seen_size: Mapped[int | None] = mapped_column(BigInteger)  # of the system log, elsewhere
 
 
-APPEND_ONLY = ("entry", "posting", "window_settings", "approval", "tile", "checkpoint")
+APPEND_ONLY = ("entry", "posting", "window_settings", "approval", "tile", "checkpoint", "anchor")
 
 
 def append_only_statements(dialect: str, table: str) -> list[str]:

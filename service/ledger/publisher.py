@@ -23,7 +23,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from service.database import Database
-from service.ledger import checkpoints, guard, merkle, notes, tiles
+from service.ledger import anchors, checkpoints, guard, merkle, notes, tiles
+from service.ledger.anchors import Ask, Tsa, TsaUnreachable, ask_over_http, load_tsa
 from service.ledger.errors import KeySuperseded, LedgerBroken, LogShrunk
 from service.ledger.keys import LedgerKeys, load_keys
 from service.ledger.models import Cosignature, SignedCheckpoint
@@ -54,6 +55,8 @@ class Publisher:
     quorum: int = 0
     folder: Path
     post: Post = post_over_http
+    tsa: Tsa | None = None
+    ask_tsa: Ask = ask_over_http
     reload: Callable[[], LedgerKeys] | None = None  # so that a rotation needs no restart
     _has_asked: bool = field(default=False, init=False)
 
@@ -90,7 +93,22 @@ class Publisher:
         self._remember()
         if self.witnesses:
             self._gather(must_ask=False)
+        if self.tsa is not None:
+            self._stamp(self.tsa)
         return len(signed)
+
+    def _stamp(self, tsa: Tsa) -> None:
+        """Has due checkpoints stamped; one that fails is due again with the next turn."""
+        with self.db.reading() as session:
+            waiting = anchors.due(session)
+        for signed in waiting:
+            try:
+                row = anchors.stamp(signed, tsa, self.ask_tsa)
+            except TsaUnreachable:
+                logger.warning("time stamp missing", extra={"code": "tsa_unreachable"})
+                return
+            with self.db.transaction() as session:
+                anchors.keep(session, row)
 
     def _newest(self, session: Session) -> SignedCheckpoint | None:
         system = checkpoints.system_log(session)
@@ -177,7 +195,7 @@ def make_publisher(settings: Settings, db: Database, post: Post = post_over_http
     """The publisher of a deployment.
 
     Raises:
-        SigningKeyUnusable, WitnessFileInvalid.
+        SigningKeyUnusable, WitnessFileInvalid, TsaFileInvalid.
     """
     return Publisher(
         db=db,
@@ -187,6 +205,7 @@ def make_publisher(settings: Settings, db: Database, post: Post = post_over_http
         quorum=settings.witness_quorum,
         folder=settings.data_dir / "checkpoints",
         post=post,
+        tsa=load_tsa(settings),
     )
 
 
