@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import DatabaseError
 
-from service.ledger import anchors
+from service.ledger import anchors, evidence
 from service.ledger.anchors import TsaUnreachable
-from service.ledger.models import Anchor
+from service.ledger.models import Anchor, LogHead
 from service.ledger.publisher import Publisher, make_publisher
 from service.settings import Settings
 from tests.deploy.test_verify_evidence import Files, files_of, pack
@@ -147,9 +151,6 @@ def write_policy(folder: Path, publisher: Publisher, authority: Authority | None
 
 
 def files_of_system(publisher: Publisher) -> bytes:
-    from service.ledger import evidence
-    from service.ledger.models import LogHead
-
     with publisher.db.reading() as session:
         log = session.scalars(select(LogHead.log_id).where(LogHead.log_id.like("tn%"))).one()
         found = evidence.evidence_of(session, log, size=None, since=None)
@@ -221,6 +222,18 @@ class TestStamping:
         scene.publisher.turn()
         assert count(scene.publisher) == before + 1
 
+    def test_the_query_travels_over_http(self, scene: Scene) -> None:
+        (root,) = anchors.read_certificates(scene.authority.folder / "ca.pem")
+        with serving(scene.authority) as url:
+            tsa = anchors.Tsa(url=url, certificates=(root,))
+            token = tsa.stamp(b"what is stamped", anchors.ask_over_http)
+            with pytest.raises(TsaUnreachable, match="404"):
+                anchors.ask_over_http(f"{url}/elsewhere", b"")
+        stamp = verifier.parse_time_stamp(token)
+        assert stamp.digest == hashlib.sha256(b"what is stamped").digest()
+        with pytest.raises(TsaUnreachable):
+            anchors.ask_over_http(url, b"")
+
     def test_a_stamp_cannot_be_changed_or_deleted(self, scene: Scene) -> None:
         for change in ("UPDATE anchor SET token = 'x'", "DELETE FROM anchor"):
             with pytest.raises(DatabaseError), scene.publisher.db.transaction() as session:
@@ -229,6 +242,30 @@ class TestStamping:
     def test_an_address_without_certificates_is_refused(self) -> None:
         with pytest.raises(ValueError, match="RLDP_TSA_CERTIFICATES"):
             Settings(tsa_url="http://tsa.example")
+
+
+@contextmanager
+def serving(authority: Authority) -> Iterator[str]:
+    """The authority behind a real socket."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            asked = self.headers["Content-Type"] == "application/timestamp-query"
+            self.send_response(200 if asked and self.path == "/" else 404)
+            self.end_headers()
+            if asked and self.path == "/":
+                self.wfile.write(authority.ask("", body))
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
 
 
 def down(_url: str, _body: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from service.ledger.disclosures import Vault
 from service.ledger.errors import IdempotencyConflict, LedgerNotFound
 from service.models import metadata
 from tests.deploy.test_verify_ledger import verifier
-from tests.service.hospital import Hospital
+from tests.service.hospital import Hospital, open_hospital
 from tests.service.ledger import world as w
 from tests.service.ledger.test_endpoints import Desk, code_of, open_desk
 
@@ -25,8 +26,16 @@ WHY = "Dr. Ümit Example asked for 2 more epochs; call her on 555-0199."
 JOB_WHY = "Ms. Released Example wants the adapter."
 
 
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """For tests that disturb no other."""
+    with open_hospital(tmp_path_factory.mktemp("disclosures")) as hospital:
+        yield open_desk(hospital)
+
+
 @pytest.fixture
-def desk(hospital: Hospital) -> Desk:
+def own(hospital: Hospital) -> Desk:
+    """For tests that change what others rest on."""
     return open_desk(hospital)
 
 
@@ -114,23 +123,21 @@ class TestDisclosure:
             assert code_of(answer) == (422, "field_invalid")
             assert "555-0199" not in answer.text
 
-    def test_only_stewards_get_it_in_their_bundle(self, desk: Desk, tmp_path: Path) -> None:
+    def test_only_stewards_get_it_in_their_bundle(self, desk: Desk) -> None:
         ask(desk)
         lines = bundle_files(desk, "steward")["disclosures.jsonl"].splitlines()
-        assert [json.loads(line)["value"] for line in lines] == [WHY]
+        assert {json.loads(line)["value"] for line in lines} == {WHY}
         for who in ("auditor", "submitter"):
             assert "disclosures.jsonl" not in bundle_files(desk, who)
-            assert verdict(desk, who, tmp_path / f"{who}.zip") == 0
-        assert verdict(desk, "steward", tmp_path / "steward.zip") == 0
 
-    def test_without_its_key_nothing_is_entered(self, desk: Desk) -> None:
-        path = desk.hospital.settings.keys_dir / disclosures.KEY_FILE
+    def test_without_its_key_nothing_is_entered(self, own: Desk) -> None:
+        path = own.hospital.settings.keys_dir / disclosures.KEY_FILE
         path.parent.mkdir(exist_ok=True)
         path.write_text("not a key")
-        before = len(desk.get("/v1/grants").json()["data"])
-        assert code_of(ask(desk)) == (503, "not_ready")
-        assert len(desk.get("/v1/grants").json()["data"]) == before
-        assert ask(desk, justification=None).status_code == 201
+        before = len(own.get("/v1/grants").json()["data"])
+        assert code_of(ask(own)) == (503, "not_ready")
+        assert len(own.get("/v1/grants").json()["data"]) == before
+        assert ask(own, justification=None).status_code == 201
 
     def test_a_vault_with_another_key_opens_nothing(self, tmp_path: Path) -> None:
         value, wrapped = Vault(tmp_path / "a", make=True).seal(WHY, "log#1/justification")
@@ -147,43 +154,42 @@ class TestRedaction:
         return desk.post(f"/v1/ledger/entries/{idx}/redactions", body, who)
 
     def test_drill_the_text_is_gone_and_every_proof_still_holds(
-        self, desk: Desk, tmp_path: Path
+        self, own: Desk, tmp_path: Path
     ) -> None:
-        grant = ask(desk).json()
+        grant = ask(own).json()
         idx = grant["entry"]["idx"]
         for steward in ("steward", "steward2"):
-            assert desk.sign(steward, grant).status_code == 201
+            assert own.sign(steward, grant).status_code == 201
         auditors = tmp_path / "before.zip"
-        assert verdict(desk, "auditor", auditors) == 0
-        proof = desk.get("/v1/proofs/inclusion", idx=idx).json()
-        keys = everything(desk)
-        assert self.redact(desk, idx).status_code == 201
-        after = everything(desk)
+        assert verdict(own, "auditor", auditors) == 0
+        proof = own.get("/v1/proofs/inclusion", idx=idx).json()
+        keys = everything(own)
+        assert self.redact(own, idx).status_code == 201
+        after = everything(own)
         assert WHY.encode() not in keys + after  # not even before: it lies there encrypted
-        assert desk.get("/v1/ledger/disclosures").json()["data"] == []
-        with desk.hospital.database.reading() as session:
+        assert own.get("/v1/ledger/disclosures").json()["data"] == []
+        with own.hospital.database.reading() as session:
             for table in ("disclosure", "disclosure_key"):
                 assert session.execute(text(f"SELECT count(*) FROM {table}")).scalar() == 0
             assert fsck.check_all(session) == []
         for who in ("auditor", "steward"):
             path = tmp_path / f"{who}.zip"
-            path.write_bytes(desk.get("/v1/ledger/bundle", who).content)
+            path.write_bytes(own.get("/v1/ledger/bundle", who).content)
             assert verifier.main([str(path), "--previous", str(auditors)]) == 0
-        assert bundle_files(desk, "steward")["disclosures.jsonl"] == b""
-        again = desk.get("/v1/proofs/inclusion", idx=idx, size=proof["size"]).json()
+        assert bundle_files(own, "steward")["disclosures.jsonl"] == b""
+        again = own.get("/v1/proofs/inclusion", idx=idx, size=proof["size"]).json()
         assert again == proof
         assert again["leaf"] == grant["entry"]["leaf"]
 
-    def test_a_release_is_redacted_like_a_grant(self, desk: Desk, tmp_path: Path) -> None:
-        job = w.run_job(desk.world, run_plan=w.plan())
-        asked = desk.post("/v1/releases", {"job": job, "justification": JOB_WHY}).json()
+    def test_a_release_is_redacted_like_a_grant(self, own: Desk, tmp_path: Path) -> None:
+        job = w.run_job(own.world, run_plan=w.plan())
+        asked = own.post("/v1/releases", {"job": job, "justification": JOB_WHY}).json()
         for steward in ("steward", "steward2"):
-            desk.sign(steward, asked)
-        assert desk.get(f"/v1/releases/{asked['id']}").json()["state"] == "published"
-        assert verdict(desk, "steward", tmp_path / "shown.zip") == 0
-        assert self.redact(desk, asked["entry"]["idx"]).status_code == 201
-        assert verdict(desk, "steward", tmp_path / "gone.zip") == 0
-        assert JOB_WHY.encode() not in everything(desk)
+            own.sign(steward, asked)
+        assert own.get(f"/v1/releases/{asked['id']}").json()["state"] == "published"
+        assert self.redact(own, asked["entry"]["idx"]).status_code == 201
+        assert verdict(own, "steward", tmp_path / "gone.zip") == 0
+        assert JOB_WHY.encode() not in everything(own)
 
     def test_the_entry_says_what_was_erased_by_whom_and_why(self, desk: Desk) -> None:
         idx = ask(desk).json()["entry"]["idx"]
@@ -210,7 +216,7 @@ class TestRedaction:
             assert code_of(self.redact(desk, idx, who)) == (403, "role_forbidden")
         assert code_of(self.redact(desk, idx, "stranger")) == (404, "not_found")
         assert self.redact(desk, idx, None).status_code == 401
-        assert desk.get("/v1/ledger/disclosures").json()["data"]
+        assert desk.get("/v1/ledger/disclosures", idx=idx).json()["data"]
 
     def test_an_entry_without_the_value_cannot_be_redacted(self, desk: Desk) -> None:
         for idx in (0, 10_000, 2**60):
@@ -222,7 +228,7 @@ class TestRedaction:
     def test_unknown_grounds_and_names_are_refused(self, desk: Desk, wrong: Any) -> None:
         idx = ask(desk).json()["entry"]["idx"]
         assert self.redact(desk, idx, **wrong).status_code in (400, 422)
-        assert desk.get("/v1/ledger/disclosures").json()["data"]
+        assert desk.get("/v1/ledger/disclosures", idx=idx).json()["data"]
 
 
 class TestBothDatabases:
