@@ -64,13 +64,13 @@ def write_bundle(
     spool = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - given away open
     with zipfile.ZipFile(spool, "w", zipfile.ZIP_DEFLATED) as archive:
         writer = _Writer(archive)
-        leaves, digests, jobs = _write_entries(session, writer, head, evidence.size)
+        leaves, digests, jobs, commits = _write_entries(session, writer, head, evidence.size)
         writer.lines("settings.jsonl", _settings(session, digests))
         for name, content in evidence.files.items():
             writer.text(name, content)
         for name, token in anchors.tokens(session, head.log_id, evidence.size).items():
             writer.raw(name, token)
-        if vault is not None:
+        if vault is not None and commits:
             disclosed = disclosures.read(session, vault, head.log_id, size=evidence.size)
             writer.lines("disclosures.jsonl", (one.line for one in disclosed))
         for certificate in _certificates(session, jobs):
@@ -121,8 +121,10 @@ def _info(name: str) -> zipfile.ZipInfo:
 
 def _write_entries(
     session: Session, writer: _Writer, head: LogHead, size: int
-) -> tuple[list[str], list[str], list[str]]:
+) -> tuple[list[str], list[str], list[str], bool]:
+    """Leaves, digests of settings, settled jobs, and whether an entry commits to a value."""
     leaves: list[str] = []
+    commits = False
     digests: dict[str, None] = {}
     jobs: dict[str, None] = {}
     rows = session.execute(
@@ -133,16 +135,19 @@ def _write_entries(
     )
 
     def bodies() -> Iterable[str]:
+        nonlocal commits
         for body, leaf, kind, job_id in rows:
             leaves.append(leaf)
             if kind == "window.charge":
                 digests[json.loads(body)["data"]["settings"]] = None
+            if kind in disclosures.COMMITTING:
+                commits = commits or "disclosed" in json.loads(body)["data"]
             if kind == "settle" and job_id is not None:
                 jobs[job_id] = None
             yield body
 
     writer.lines("entries.jsonl", bodies())
-    return leaves, list(digests), list(jobs)
+    return leaves, list(digests), list(jobs), commits
 
 
 def _settings(session: Session, digests: Sequence[str]) -> Iterable[str]:

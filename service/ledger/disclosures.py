@@ -32,6 +32,7 @@ from service.ledger.repository import is_ledger_of
 KEY_FILE = "disclosure.key"
 KEY_BYTES, SALT_BYTES, NONCE_BYTES = 32, 16, 12
 VERSION_WITH_DISCLOSURES = 2
+COMMITTING = ("grant.proposed", "release.requested")  # types that may carry commitments
 LegalGround = Literal[
     "entered_in_error",
     "gdpr_17_1_a",  # no longer necessary
