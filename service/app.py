@@ -23,6 +23,7 @@ from service.health import router as health
 from service.jobs.endpoints import router as jobs
 from service.ledger import guard
 from service.ledger.audit_endpoints import router as audits
+from service.ledger.disclosure_endpoints import router as disclosures
 from service.ledger.endpoints import router as ledger
 from service.models_endpoints import router as models
 from service.populations.endpoints import router as populations
@@ -78,6 +79,7 @@ AUTHENTICATED: tuple[APIRouter, ...] = (
     populations,
     ledger,
     audits,
+    disclosures,
     jobs,
     api_keys,
 )

@@ -92,6 +92,7 @@ def _make_engine(url: str) -> Engine:
             "synchronous=FULL",
             "foreign_keys=ON",
             "busy_timeout=15000",
+            "secure_delete=ON",  # what is erased is overwritten, not only unlinked
         ):
             connection.execute(f"PRAGMA {pragma}")
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from service.auth.subject import Subject, current_subject, require_role
 from service.database import Database
+from service.ledger.disclosures import Vault
 from service.ledger.publisher import Publisher, make_publisher
 from service.settings import Settings
 
@@ -48,8 +49,14 @@ def get_publisher(request: Request) -> Publisher:
     return publisher
 
 
+def get_vault(settings: Annotated[Settings, Depends(get_settings)]) -> Vault:
+    """Where personal values lie; its key is read at first use."""
+    return Vault(settings.keys_dir, make=settings.environment == "embedded")
+
+
 DatabaseDep = Annotated[Database, Depends(get_database)]
 PublisherDep = Annotated[Publisher, Depends(get_publisher)]
+VaultDep = Annotated[Vault, Depends(get_vault)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 # Scope "function": the commit comes before the answer, so that no caller is told of an
 # effect that a failing commit then takes back.

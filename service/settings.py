@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     upload_bytes_max: int = Field(default=512 * 1024 * 1024, ge=1)
     witnesses: Path | None = None
     witness_quorum: int = Field(default=0, ge=0)
+    tsa_url: str = Field(default="", pattern=r"^(https?://.+)?$")
+    tsa_certificates: Path | None = None
 
     @model_validator(mode="after")
     def _production_has_a_server(self) -> Settings:
@@ -52,6 +54,13 @@ class Settings(BaseSettings):
             raise ValueError("RLDP_ENVIRONMENT=production needs RLDP_WITNESS_QUORUM of at least 1.")
         if self.witness_quorum > 0 and self.witnesses is None:
             raise ValueError("RLDP_WITNESS_QUORUM needs RLDP_WITNESSES, a file of witnesses.")
+        return self
+
+    @model_validator(mode="after")
+    def _stamps_can_be_checked(self) -> Settings:
+        """A time stamp that nobody can check is no evidence."""
+        if self.tsa_url and self.tsa_certificates is None:
+            raise ValueError("RLDP_TSA_URL needs RLDP_TSA_CERTIFICATES, the authority's PEM file.")
         return self
 
     @property

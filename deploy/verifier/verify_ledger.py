@@ -11,7 +11,8 @@ settle per job, epochs and window numbers without gap, job limits; signatures of
 different stewards for every grant and release; bounds and noise of every window against
 their digest, effective noise multiplier >= charged level; every price and limit to the
 pico with 50-digit arithmetic; the signed checkpoint over exactly these entries, its place
-in the log that witnesses watch, their cosignatures; growth from every earlier checkpoint
+in the log that witnesses watch, their cosignatures; personal values, where the bundle has
+them, against what entries commit to; growth from every earlier checkpoint
 you kept; every receipt; every number of every certificate against the log, and the
 signature of its envelope.
 
@@ -29,13 +30,15 @@ from the server, and pass them here.
 
 policy.json: {"format": "dp-ledger-policy/1", "log_key": HEX, "receipt_key": HEX,
 "system_origin": TEXT, "witnesses": [VKEY, ...], "quorum": N, "max_age_seconds": N,
-"previous_required": BOOL}; optional "steward_keys": [HEX, ...].
+"previous_required": BOOL}; optional "steward_keys": [HEX, ...]; "next_log_keys": [HEX, ...],
+the log keys that follow log_key, oldest first; "tsa_certificates": [BASE64 of DER, ...].
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import calendar
 import hashlib
 import json
 import re
@@ -54,8 +57,12 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 VERSION = "1.1.0"
 FORMAT = "dp-ledger-bundle/1"
@@ -67,10 +74,20 @@ LINE_BYTES = {"entries.jsonl": 64 * 1024, "settings.jsonl": 4 * 2**20}
 CERTIFICATE_BYTES = 8 * 2**20
 EVIDENCE_BYTES = 128 * 1024
 RECEIPT_LINE_BYTES = 4096
+DISCLOSURE_BYTES = 32 * 1024
 DIGITS = Context(prec=110, Emax=MAX_EMAX, Emin=MIN_EMIN)  # 50 true digits with room to cancel
 PICO = 10**12
 ORDERS = range(2, 65)
 PLD_INTERVAL = 1e-4
+LEGAL_GROUNDS = {
+    "entered_in_error",
+    "gdpr_17_1_a",
+    "gdpr_17_1_b",
+    "gdpr_17_1_c",
+    "gdpr_17_1_d",
+    "gdpr_17_1_e",
+    "other_law",
+}
 REASONS_NONE = {
     "controller_private_inputs",
     "ledger_check_failed",
@@ -163,6 +180,23 @@ def merkle_root(leaves: Sequence[str]) -> str:
         paired = [_node(a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
         level = paired + level[len(paired) * 2 :]
     return level[0]
+
+
+def roots_at(leaves: Sequence[str], sizes: Sequence[int]) -> dict[int, str]:
+    """The root at each of these sizes, in one pass over the leaves."""
+    wanted, found = set(sizes), {}
+    subtrees: list[tuple[int, str]] = []  # (leaves below, root), largest first
+    for size, leaf in enumerate(leaves[: max(wanted, default=0)], start=1):
+        width, right = 1, leaf
+        while subtrees and subtrees[-1][0] == width:
+            width, right = 2 * width, _node(subtrees.pop()[1], right)
+        subtrees.append((width, right))
+        if size in wanted:
+            root = subtrees[-1][1]
+            for _, left in reversed(subtrees[:-1]):
+                root = _node(left, root)
+            found[size] = root
+    return found
 
 
 def _split(width: int) -> int:
@@ -384,7 +418,7 @@ def parse_receipt(raw: bytes) -> Receipt:
 class Policy:
     """What the auditor trusts, and asks for."""
 
-    log_key: bytes
+    log_keys: tuple[str, ...]  # hex, in the order of their use
     receipt_key: bytes
     system_origin: str
     witnesses: tuple[Key, ...]
@@ -392,6 +426,7 @@ class Policy:
     max_age_seconds: int
     previous_required: bool
     steward_keys: tuple[str, ...]
+    tsa: tuple[x509.Certificate, ...]
 
 
 def read_policy(path: Path) -> Policy:
@@ -399,16 +434,23 @@ def read_policy(path: Path) -> Policy:
     try:
         told = json.loads(path.read_bytes())
         steward_keys = told.pop("steward_keys", [])
+        following = told.pop("next_log_keys", [])
+        check_shape(following, ["hash"], "policy.next_log_keys")
+        stamped_by = told.pop("tsa_certificates", [])
+        check_shape(stamped_by, ["base64"], "policy.tsa_certificates")
+        tsa = tuple(x509.load_der_x509_certificate(_base64(one)) for one in stamped_by)
         check_shape(told, POLICY, "policy")
         check_shape(steward_keys, ["hash"], "policy.steward_keys")
         require(told["format"] == POLICY_FORMAT, "unknown format")
         witnesses = tuple(_vkey(text) for text in told["witnesses"])
         require(len({w.public for w in witnesses}) == len(witnesses), "one witness twice")
+        log_keys = (told["log_key"], *following)
+        require(len(set(log_keys)) == len(log_keys), "one log key twice")
         require(told["quorum"] <= len(witnesses), "the quorum is larger than the witnesses")
     except (OSError, ValueError, AttributeError, TypeError, Failed) as problem:
         raise Unreadable(f"{path}: not a policy ({problem})") from None
     return Policy(
-        log_key=bytes.fromhex(told["log_key"]),
+        log_keys=log_keys,
         receipt_key=bytes.fromhex(told["receipt_key"]),
         system_origin=told["system_origin"],
         witnesses=witnesses,
@@ -416,6 +458,7 @@ def read_policy(path: Path) -> Policy:
         max_age_seconds=told["max_age_seconds"],
         previous_required=told["previous_required"],
         steward_keys=tuple(steward_keys),
+        tsa=tsa,
     )
 
 
@@ -481,6 +524,7 @@ PATTERNS = {
     "pico": r"0|[1-9][0-9]{0,18}",
     "amount": r"-?(0|[1-9][0-9]{0,18})",
     "decimal": r"([0-9]{1,400}(\.[0-9]{1,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,3})?",
+    "salt": r"[0-9a-f]{32}",
     "signature": r"[A-Za-z0-9+/]{86}==",
     "base64": r"[A-Za-z0-9+/]+={0,2}",
 }
@@ -536,11 +580,21 @@ TYPES: dict[str, dict[str, Shape]] = {
         "returned": {"*code": "pico"}, "state": "code", "steps_started": {"*code": "int"},
         "windows": {"abandoned": "int", "charged": "int", "done": "int"},
     },
+    "key.rotated": {
+        "authority": "hash", "authority_signature": "signature", "new": "hash",
+        "new_signature": "signature", "old": ("hash",), "origin": "text", "role": "code",
+    },
+    "redaction": {"entry": "int", "ground": "code", "log": "id", "path": "code"},
     "release.requested": RELEASE_TERMS,
     "release.approved": {"proposal": "int", "release": "id", "signature": "signature"},
     "release.rejected": {"proposal": "int", "release": "id", "signature": "signature"},
     "release.published": {**RELEASE_TERMS, "approvals": [APPROVAL], "proposal": "int"},
 }
+DISCLOSED = {"disclosed": {"*code": "hash"}}
+SECOND_VERSION: dict[str, dict[str, Shape]] = {
+    kind: {**TYPES[kind], **DISCLOSED} for kind in ("grant.proposed", "release.requested")
+}
+DISCLOSURE = {"idx": "int", "path": "code", "salt": "salt", "value": "any"}
 BODY = {
     "actor": "id", "data": "any", "idem": "id", "idx": "int", "log": "id", "pop": ("id",),
     "post": [["any"]], "prev": "hash", "ts": "text", "type": "text", "v": "int",
@@ -611,6 +665,8 @@ class Bundle:
     releases: dict[str, bytes]  # release -> tlog-proof
     evidence: dict[str, bytes]
     manifest: dict[str, Any]
+    disclosures: list[bytes] | None = None
+    anchors: dict[int, bytes] = field(default_factory=dict)  # size -> time-stamp token
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -647,6 +703,13 @@ EVIDENCE_FILES = ("checkpoint", "consistency.json", "system-entry.json", "system
 
 
 def _read_evidence(archive: zipfile.ZipFile, name: str, bundle: Bundle) -> None:
+    if name == "disclosures.jsonl":
+        bundle.disclosures = list(_lines(archive, name, DISCLOSURE_BYTES))
+        return
+    stamped = re.fullmatch(r"anchors/([1-9][0-9]{0,15})\.tst", name)
+    if stamped is not None:
+        bundle.anchors[int(stamped[1])] = _whole(archive, name)
+        return
     if name in EVIDENCE_FILES:
         bundle.evidence[name] = _whole(archive, name)
         return
@@ -782,6 +845,9 @@ class Replay:
         self.proposals: dict[int, dict[str, Any]] = {}
         self.settings_used: set[str] = set()
         self.published: list[dict[str, Any]] = []
+        self.commitments: dict[tuple[int, str], str] = {}  # (index, path) -> digest
+        self.redacted: set[tuple[str, int, str]] = set()  # (log, index, path)
+        self.rotations: list[tuple[int, dict[str, Any]]] = []  # (index, data), of both roles
         self.prices_checked = 0
         self.steps: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, int]]] = {
             kind: getattr(self, "_" + kind.replace(".", "_")) for kind in TYPES
@@ -804,8 +870,11 @@ class Replay:
         check_shape(body, BODY, "body")
         self._chain(index, body)
         kind, data = body["type"], body["data"]
-        require(kind in TYPES and body["v"] == 1, "unknown type or version")
-        check_shape(data, TYPES[kind], kind)
+        shapes = {1: TYPES, 2: SECOND_VERSION}.get(body["v"], {})
+        require(kind in shapes, "unknown type or version")
+        check_shape(data, shapes[kind], kind)
+        for path, digest in data.get("disclosed", {}).items():
+            self.commitments[index, path] = digest
         if kind not in ("log.opened", "principal.registered"):
             self.is_founding = False
         if body["pop"] is not None and kind != "population.registered":
@@ -1147,6 +1216,41 @@ class Replay:
         }
         return post
 
+    def _key_rotated(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        """The vouching key and the new one have signed; whether they are pinned, policy tells."""
+        require(body["pop"] is None, "a key belongs to no population")
+        require(data["role"] in ("log", "receipt"), "unknown role of a key")
+        require(data["new"] not in (data["old"], data["authority"]), "no new key")
+        log_keys = [r for _, r in self.rotations if r["role"] == "log"]
+        if data["role"] == "log":
+            require(data["old"] == data["authority"], "the old log key does not vouch")
+            used = {r["old"] for r in log_keys} | {r["new"] for r in log_keys}
+            require(data["new"] not in used, "a log key used before")
+        now = log_keys[-1]["new"] if log_keys else data["authority"]
+        require(data["authority"] == now, "vouched for by a key that was rotated out")
+        text = (
+            f"dp-ledger-key-rotation/v1\n{data['origin']}\n{data['role']}\n"
+            f"{data['old'] or '-'}\n{data['new']}\n"
+        ).encode()
+        for name in ("authority", "new"):
+            key = Key("", 1, bytes.fromhex(data[name]))
+            signed = key.fits(_base64(data[f"{name}_signature"]), text)
+            require(signed, f"the signature of the {name} key does not fit")
+        self.rotations.append((self.index, data))
+        return {}
+
+    def _redaction(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        """A value of an earlier entry was erased; what the entry says stays as it was."""
+        require(data["ground"] in LEGAL_GROUNDS, "no legal ground of the list")
+        what = (data["log"], data["entry"], data["path"])
+        require(what not in self.redacted, "redacted twice")
+        if data["log"] == self.log:
+            require(what[1:] in self.commitments, "the entry discloses nothing of this name")
+            erased = json.loads(self.bundle.entries[data["entry"]])
+            require(erased["pop"] == body["pop"], "another population")
+        self.redacted.add(what)
+        return {}
+
     def _release_requested(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
         job = self._job(data)
         require(job.settle is not None, "released before settle (I12)")
@@ -1167,6 +1271,51 @@ class Replay:
         job.released = True
         self.published.append(body)
         return {}
+
+
+# --- personal values that entries commit to -----------------------------------------------
+
+
+def check_disclosures(replay: Replay) -> tuple[int, list[str]]:
+    """Every value shown is the one committed to; how many, and what is neither shown nor erased.
+
+    A bundle without `disclosures.jsonl` is made for callers who may not see them.
+    """
+    lines = replay.bundle.disclosures
+    if lines is None:
+        return 0, []
+    shown: set[tuple[int, str]] = set()
+    for line in lines:
+        told = _disclosure(line)
+        place = (told["idx"], told["path"])
+        require(place in replay.commitments, "a disclosure that no entry commits to")
+        require(place not in shown, "one disclosure twice")
+        shown.add(place)
+        if (replay.log, *place) in replay.redacted:
+            raise Failed("a value is disclosed after its redaction", place[0])
+        committed = bytes.fromhex(told["salt"]) + told["path"].encode() + told["value"].encode()
+        if hashlib.sha256(committed).hexdigest() != replay.commitments[place]:
+            raise Failed("the disclosure is not what the entry commits to", place[0])
+    missing = [
+        f"disclosure of entry {index}: neither shown nor redacted here"
+        for index, path in sorted(set(replay.commitments) - shown)
+        if (replay.log, index, path) not in replay.redacted
+    ]
+    return len(shown), missing
+
+
+def _disclosure(line: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(line.decode("ascii"), object_pairs_hook=_no_duplicates)
+        again = json.dumps(told, sort_keys=True, separators=(",", ":"))
+        check_shape(told, DISCLOSURE, "disclosure")
+        require(isinstance(told["value"], str), "a disclosure is no text")
+        told["value"].encode()
+    except (ValueError, RecursionError, TypeError):
+        raise Failed("a bad line in disclosures.jsonl") from None
+    require(again.encode() == line, "a bad line in disclosures.jsonl")
+    result: dict[str, Any] = told
+    return result
 
 
 # --- certificates ---------------------------------------------------------------------
@@ -1343,6 +1492,148 @@ def check_schedules(schedules: Sequence[tuple[Any, ...]]) -> int:
     return len(schedules)
 
 
+# --- RFC 3161 time stamps -----------------------------------------------------------------
+
+SIGNED_DATA, TST_INFO = "2a864886f70d010702", "2a864886f70d0109100104"
+CONTENT_TYPE, MESSAGE_DIGEST = "2a864886f70d010903", "2a864886f70d010904"
+HASHES: dict[str, hashes.HashAlgorithm] = {
+    "608648016503040201": hashes.SHA256(),
+    "608648016503040202": hashes.SHA384(),
+    "608648016503040203": hashes.SHA512(),
+}
+
+
+def der(raw: bytes) -> list[tuple[int, bytes, bytes]]:
+    """The values that stand side by side in DER: (tag, content, whole)."""
+    found, at = [], 0
+    while at < len(raw):
+        require(len(raw) - at >= 2 and raw[at] & 0x1F != 0x1F, "not DER")
+        tag, length, start = raw[at], raw[at + 1], at + 2
+        if length >= 0x80:
+            count = length & 0x7F
+            require(1 <= count <= 4 and len(raw) >= start + count, "not DER")
+            length = int.from_bytes(raw[start : start + count], "big")
+            start += count
+        require(len(raw) >= start + length, "not DER")
+        found.append((tag, raw[start : start + length], raw[at : start + length]))
+        at = start + length
+    return found
+
+
+def _inside(value: tuple[int, bytes, bytes], tag: int) -> list[tuple[int, bytes, bytes]]:
+    require(value[0] == tag, "a time stamp of another form")
+    return der(value[1])
+
+
+@dataclass(frozen=True)
+class TimeStamp:
+    """What a token says, and what its signature is over; nothing is trusted yet."""
+
+    digest: bytes
+    seconds: int
+    certificates: tuple[x509.Certificate, ...]
+    signed: bytes
+    signature: bytes
+    algorithm: hashes.HashAlgorithm
+
+
+def parse_time_stamp(raw: bytes) -> TimeStamp:
+    """Reads a TimeStampToken of one signer (RFC 3161 2.4.2, RFC 5652 5).
+
+    Raises:
+        Failed: another form, or the signed digest is not that of the content.
+    """
+    try:
+        return _time_stamp(raw)
+    except (IndexError, ValueError, KeyError, OverflowError):
+        raise Failed("a malformed time stamp") from None
+
+
+def _time_stamp(raw: bytes) -> TimeStamp:
+    (token,) = der(raw)
+    kind, wrapped = _inside(token, 0x30)
+    require(kind[1].hex() == SIGNED_DATA, "a time stamp of another form")
+    (signed_data,) = _inside(wrapped, 0xA0)
+    parts = _inside(signed_data, 0x30)
+    kind, held = _inside(parts[2], 0x30)
+    require(kind[1].hex() == TST_INFO, "a signature over something else than a time stamp")
+    ((tag, content, _),) = _inside(held, 0xA0)
+    require(tag == 0x04, "a time stamp of another form")
+    certificates = [
+        x509.load_der_x509_certificate(one[2])
+        for part in parts[3:]
+        if part[0] == 0xA0
+        for one in der(part[1])
+        if one[0] == 0x30
+    ]
+    (signer,) = _inside(parts[-1], 0x31)
+    fields = _inside(signer, 0x30)
+    algorithm = HASHES[_inside(fields[2], 0x30)[0][1].hex()]
+    require(fields[3][0] == 0xA0 and fields[5][0] == 0x04, "a time stamp of another form")
+    told = {_inside(one, 0x30)[0][1].hex(): _inside(one, 0x30)[1] for one in der(fields[3][1])}
+    ((_, content_type, _),) = _inside(told[CONTENT_TYPE], 0x31)
+    ((_, digest, _),) = _inside(told[MESSAGE_DIGEST], 0x31)
+    fits = hashlib.new(algorithm.name, content).digest() == digest
+    require(fits and content_type.hex() == TST_INFO, "the time stamp was changed")
+    info = _inside(der(content)[0], 0x30)
+    imprint = _inside(info[2], 0x30)
+    require(_inside(imprint[0], 0x30)[0][1].hex() == "608648016503040201", "not over a SHA-256")
+    require(info[4][0] == 0x18, "a time stamp without a time")
+    text = info[4][1].decode("ascii")
+    require(bool(re.fullmatch(r"[0-9]{14}(\.[0-9]+)?Z", text)), "a time stamp without a time")
+    return TimeStamp(
+        digest=imprint[1][1],
+        seconds=calendar.timegm(time.strptime(text[:14], "%Y%m%d%H%M%S")),
+        certificates=tuple(certificates),
+        signed=b"\x31" + fields[3][2][1:],  # a SET, as RFC 5652 5.4 has it
+        signature=fields[5][1],
+        algorithm=algorithm,
+    )
+
+
+def require_stamped(stamp: TimeStamp, pinned: Sequence[x509.Certificate]) -> None:
+    """Fails unless a pinned authority, or one a pinned certificate has issued, signed it."""
+    for certificate in (*stamp.certificates, *pinned):
+        trusted = certificate in pinned or any(_issued(certificate, one) for one in pinned)
+        if trusted and _signed_by(stamp, certificate) and _may_stamp(certificate, stamp.seconds):
+            return
+    raise Failed("a time stamp by no authority of the policy")
+
+
+def _signed_by(stamp: TimeStamp, certificate: x509.Certificate) -> bool:
+    key = certificate.public_key()
+    try:
+        if isinstance(key, rsa.RSAPublicKey):
+            key.verify(stamp.signature, stamp.signed, padding.PKCS1v15(), stamp.algorithm)
+        elif isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(stamp.signature, stamp.signed, ec.ECDSA(stamp.algorithm))
+        elif isinstance(key, Ed25519PublicKey):
+            key.verify(stamp.signature, stamp.signed)
+        else:
+            return False
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _may_stamp(certificate: x509.Certificate, seconds: int) -> bool:
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+    begins = certificate.not_valid_before_utc.timestamp()
+    in_time = begins <= seconds <= certificate.not_valid_after_utc.timestamp()
+    return in_time and ExtendedKeyUsageOID.TIME_STAMPING in usage
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
 # --- evidence: checkpoint, witnesses, growth, receipts --------------------------------------
 
 
@@ -1411,13 +1702,17 @@ class Evidence:
         self.system: Checkpoint | None = None
         self.witnesses = "no witnesses"
         self.receipts = self.envelopes = 0
+        self.stamps = 0
+        self.receipt_keys = set() if policy is None else {policy.receipt_key.hex()}
 
     def run(self, earlier: Sequence[Earlier], own_receipts: Sequence[bytes]) -> None:
+        self._follow_keys()
         self._receipts(own_receipts)
         below = self._checkpoint(earlier)
         if below is not None:
             self._system(below)
             self._releases()
+            self._anchors()
         elif self.policy is not None:
             self.open_points.append("no signed checkpoint in the bundle")
         for one in earlier:
@@ -1428,13 +1723,54 @@ class Evidence:
             self._envelopes(self.policy)
             self._witness_claims(self.policy)
 
-    def _key(self, name: str, public: bytes) -> Key:
-        return Key(name, 1, public)
+    def _follow_keys(self) -> None:
+        """Every rotation in the log leads from one pinned log key to the next."""
+        if self.policy is None:
+            return
+        chain = self.policy.log_keys
+        for index, told in self.replay.rotations:
+            if told["origin"] != self.policy.system_origin:
+                raise Failed("a key of another deployment", index)
+            if told["authority"] not in chain:
+                raise Failed("vouched for by a log key the policy does not pin", index)
+            following = chain[chain.index(told["authority"]) + 1 :]
+            if told["role"] == "log" and told["new"] not in following[:1]:
+                raise Failed("rotated to a log key the policy does not pin", index)
+            if told["role"] == "receipt":
+                self.receipt_keys.add(told["new"])
+
+    def _log_keys(self, size: int) -> list[str]:
+        """The pinned keys that may sign this log at a size; one, once the log tells."""
+        assert self.policy is not None
+        told = [(i, r) for i, r in self.replay.rotations if r["role"] == "log"]
+        if not told:
+            return list(self.policy.log_keys)
+        before = [r["new"] for index, r in told if index < size]
+        return [before[-1] if before else told[0][1]["old"]]
+
+    def _require_log_key(self, note: Note, origin: str, size: int, problem: str) -> None:
+        if self.policy is None:
+            return
+        keys = list(self.policy.log_keys)
+        if origin == self.origin:
+            keys = self._log_keys(size)
+        signed = any(note.is_signed_by(Key(origin, 1, bytes.fromhex(key))) for key in keys)
+        require(signed, problem)
 
     def _log_signed(self, checkpoint: Checkpoint, what: str) -> None:
-        if self.policy is not None:
-            key = self._key(checkpoint.origin, self.policy.log_key)
-            require(checkpoint.note.is_signed_by(key), f"{what} is not signed by the log's key")
+        problem = f"{what} is not signed by the log's key"
+        self._require_log_key(checkpoint.note, checkpoint.origin, checkpoint.size, problem)
+
+    def _system_key_follows(self, system: Checkpoint) -> None:
+        """A key that this log has left may not sign the system log above it."""
+        if self.policy is None or not any(r["role"] == "log" for _, r in self.replay.rotations):
+            return
+        (now,) = self._log_keys(len(self.leaves))
+        since = self.policy.log_keys[self.policy.log_keys.index(now) :]
+        signed = any(
+            system.note.is_signed_by(Key(system.origin, 1, bytes.fromhex(key))) for key in since
+        )
+        require(signed, "the system checkpoint is signed by a log key that was rotated out")
 
     def _receipts(self, own: Sequence[bytes]) -> None:
         """Every leaf that was promised stands where it was promised."""
@@ -1469,8 +1805,10 @@ class Evidence:
     def _promised(self, receipt: Receipt) -> None:
         require(receipt.origin == self.origin, "a receipt of another log")
         if self.policy is not None:
-            key = self._key(f"{receipt.origin}/receipts", self.policy.receipt_key)
-            require(receipt.note.is_signed_by(key), "a receipt not signed by the receipt key")
+            name = f"{receipt.origin}/receipts"
+            keys = [Key(name, 1, bytes.fromhex(key)) for key in self.receipt_keys]
+            signed = any(receipt.note.is_signed_by(key) for key in keys)
+            require(signed, "a receipt not signed by the receipt key")
         same = self.told.setdefault(receipt.index, receipt.leaf) == receipt.leaf
         if not same:
             raise Failed("two receipts tell two entries", receipt.index)
@@ -1491,7 +1829,8 @@ class Evidence:
     def _checkpoint(self, earlier: Sequence[Earlier]) -> Checkpoint | None:
         raw = self.bundle.evidence.get("checkpoint")
         if raw is None:
-            require(not self.bundle.evidence, "proofs without a checkpoint")
+            without = not self.bundle.evidence and not self.bundle.anchors
+            require(without, "proofs without a checkpoint")
             return None
         found = parse_checkpoint(raw)
         require(found.origin == self.origin, "the checkpoint of another log")
@@ -1540,6 +1879,7 @@ class Evidence:
         if self.policy is not None:
             require(self.system.origin == self.policy.system_origin, "another system log")
         self._log_signed(self.system, "the system checkpoint")
+        self._system_key_follows(self.system)
         self._cosigned(self.system)
 
     def _cosigned(self, system: Checkpoint) -> None:
@@ -1573,9 +1913,9 @@ class Evidence:
         if one.origin is not None and one.origin != self.origin:
             self._system_extends(one)
             return
-        if one.note is not None and self.policy is not None:
-            key = self._key(self.origin, self.policy.log_key)
-            require(one.note.is_signed_by(key), "the earlier checkpoint has another signature")
+        if one.note is not None:
+            problem = "the earlier checkpoint has another signature"
+            self._require_log_key(one.note, self.origin, one.size, problem)
         size, here = one.size, len(self.leaves)
         if one.leaves is not None:
             pairs = zip(one.leaves, self.leaves, strict=False)
@@ -1601,9 +1941,8 @@ class Evidence:
             "an earlier checkpoint of another log",
         )
         assert system is not None and one.note is not None
-        if self.policy is not None:
-            key = self._key(system.origin, self.policy.log_key)
-            require(one.note.is_signed_by(key), "the earlier checkpoint has another signature")
+        problem = "the earlier checkpoint has another signature"
+        self._require_log_key(one.note, system.origin, one.size, problem)
         if one.size == system.size:
             require(one.root == system.root, "two system logs of one size: a split view")
             return
@@ -1627,11 +1966,29 @@ class Evidence:
         )
         require(holds, "the system log does not extend the earlier checkpoint: a split view")
 
+    def _anchors(self) -> None:
+        """Each time stamp is over this log's checkpoint of that size, and not before its time."""
+        roots = roots_at(self.leaves, list(self.bundle.anchors))
+        for size, raw in sorted(self.bundle.anchors.items()):
+            require(size in roots, "a time stamp beyond the log")
+            root = base64.b64encode(bytes.fromhex(roots[size])).decode()
+            stamp = parse_time_stamp(raw)
+            if stamp.digest != hashlib.sha256(f"{self.origin}\n{size}\n{root}\n".encode()).digest():
+                raise Failed(f"the time stamp at size {size} is over another log", size - 1)
+            last = json.loads(self.bundle.entries[size - 1])["ts"]
+            if last > time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(stamp.seconds + 60)):
+                raise Failed("the entry is younger than the time stamp over it", size - 1)
+            if self.policy is not None and self.policy.tsa:
+                require_stamped(stamp, self.policy.tsa)
+                self.stamps += 1
+            elif self.policy is not None:
+                self.open_points.append(f"time stamp at size {size}: the policy pins no authority")
+
     def _envelopes(self, policy: Policy) -> None:
-        key = self._key("", policy.log_key)
+        keys = [Key("", 1, bytes.fromhex(key)) for key in policy.log_keys]
         for job in self.bundle.certificates:
             require(job in self.bundle.envelopes, f"the certificate of {job} is not signed")
-            require_signed(key, *self.bundle.envelopes[job], f"the certificate of {job}")
+            require_signed(keys, *self.bundle.envelopes[job], f"the certificate of {job}")
             self.envelopes += 1
 
     def _witness_claims(self, policy: Policy) -> None:
@@ -1649,7 +2006,6 @@ def verify_certificate(arguments: argparse.Namespace, policy: Policy | None) -> 
     require(policy is not None, "a certificate alone needs --policy: its signature is all there is")
     require(arguments.proof is not None, "a certificate alone needs --proof: that the log names it")
     assert policy is not None
-    key = Key("", 1, policy.log_key)
     raw = _read_file(arguments.bundle, CERTIFICATE_BYTES).rstrip(b"\n")
     bundle = Bundle(
         entries=[],
@@ -1662,12 +2018,13 @@ def verify_certificate(arguments: argparse.Namespace, policy: Policy | None) -> 
         manifest={},
     )
     payload = _open_envelope("it", raw, bundle)
-    require_signed(key, *bundle.envelopes["it"], "the certificate")
+    keys = [Key("", 1, bytes.fromhex(key)) for key in policy.log_keys]
+    require_signed(keys, *bundle.envelopes["it"], "the certificate")
     statement = parse_canonical(payload)
     proof = parse_proof(_read_file(arguments.proof))
     require(proof.extra is not None and proof.holds(leaf_of(proof.extra)), "the proof fails")
     checkpoint = proof.checkpoint
-    signed = checkpoint.note.is_signed_by(Key(checkpoint.origin, 1, policy.log_key))
+    signed = any(checkpoint.note.is_signed_by(replace(key, name=checkpoint.origin)) for key in keys)
     require(signed, "the checkpoint is not signed by the log's key")
     assert proof.extra is not None
     body = parse_canonical(proof.extra)
@@ -1702,12 +2059,12 @@ def verify_certificate(arguments: argparse.Namespace, policy: Policy | None) -> 
 
 
 def require_signed(
-    key: Key, payload: bytes, signatures: Sequence[dict[str, str]], what: str
+    keys: Sequence[Key], payload: bytes, signatures: Sequence[dict[str, str]], what: str
 ) -> None:
-    """Fails unless one signature of a DSSE envelope is this key's over the payload."""
+    """Fails unless one signature of a DSSE envelope is one of these keys' over the payload."""
     kind = DSSE_TYPE.encode()
     signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
-    fits = any(key.fits(_base64(one["sig"]), signed) for one in signatures)
+    fits = any(key.fits(_base64(one["sig"]), signed) for one in signatures for key in keys)
     require(fits, f"{what} is not signed by the log's key")
 
 
@@ -1749,6 +2106,8 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
     certificates = Certificates(replay)
     certificates.run()
     open_points, previous = evidence.open_points, "no earlier root given"
+    disclosures, undisclosed = check_disclosures(replay)
+    open_points += undisclosed
     if earlier:
         previous = "consistent with " + ", ".join(str(one.size) for one in earlier)
     for artifact in arguments.artifact:
@@ -1762,6 +2121,7 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
         "certificates": len(bundle.certificates),
         "certificates_signed": evidence.envelopes,
         "checkpoint": "checkpoint" in bundle.evidence,
+        "disclosures": disclosures,
         "entries": len(replay.leaves),
         "invariant_breaks": 0,
         "jobs": len(replay.jobs),
@@ -1771,10 +2131,12 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
         "previous": previous,
         "prices": replay.prices_checked,
         "receipts": evidence.receipts,
+        "redactions": len(replay.redacted),
         "root": root,
         "schedules": schedules,
         "signatures_checked": policy is not None,
         "steward_keys_pinned": bool(pinned),
+        "time_stamps": evidence.stamps,
         "verdict": "incomplete" if open_points else "ok",
         "verifier": VERSION,
         "witnesses": evidence.witnesses,

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli.rotation import app as rotation_app
+
 if TYPE_CHECKING:
     from service.cli.ledger_client import LedgerClient
 
 app = typer.Typer(no_args_is_help=True, help="Ask the ledger, take it out, say whom to trust.")
+app.add_typer(rotation_app, name="rotate-key")
 
 DataDir = Annotated[
     Path | None,
@@ -206,6 +209,33 @@ def forecast(
     wanted = {"population": population, "job": job, "reserve_pico": reserve_pico}
     body = {name: value for name, value in wanted.items() if value is not None}
     show(_client(url, key_file).post("/ledger/forecast", body))
+
+
+@app.command("disclosures")
+def disclosures(
+    index: Annotated[int | None, typer.Option("--entry", help="Only of this entry.")] = None,
+    log: Log = None,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+) -> None:
+    """The personal values beside the log, such as why a grant was asked for. Stewards only."""
+    _show(url, key_file, "/ledger/disclosures", idx=index, log=log)
+
+
+@app.command("redact")
+def redact(
+    index: Annotated[int, typer.Argument(help="The entry that commits to the value.")],
+    ground: Annotated[str, typer.Option(help="Legal ground, such as gdpr_17_1_a.")],
+    path: Annotated[str, typer.Option(help="Which value of it.")] = "justification",
+    log: Log = None,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+) -> None:
+    """Erase a personal value for ever. Its entry stays, and every proof holds. Stewards only."""
+    from service.cli.ledger_client import show
+
+    body = {"legal_ground": ground, "path": path}
+    show(_client(url, key_file).post(f"/ledger/entries/{index}/redactions", body, log=log))
 
 
 @app.command("bundle")

@@ -33,8 +33,9 @@ class LedgerClient:
         given = {name: str(value) for name, value in query.items() if value is not None}
         return self._checked("GET", path, accept=accept, params=given or None)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
-        return self._checked("POST", path, json=dict(body))
+    def post(self, path: str, body: Mapping[str, Any], **query: Any) -> httpx.Response:
+        given = {name: str(value) for name, value in query.items() if value is not None}
+        return self._checked("POST", path, json=dict(body), params=given or None)
 
     def download(self, path: str, out: Path, **query: Any) -> None:
         """Writes the answer to a new file, piece by piece.

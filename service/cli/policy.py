@@ -9,8 +9,9 @@ from pathlib import Path
 import typer
 
 from service.ledger import notes
+from service.ledger.anchors import load_tsa, pinned
 from service.ledger.checkpoints import system_origin
-from service.ledger.keys import load_keys
+from service.ledger.keys import load_keys, planned_log_key
 from service.ledger.witnesses import load_witnesses
 from service.settings import Settings
 
@@ -27,18 +28,24 @@ def print_vkey(settings: Settings) -> None:
 def write_policy(settings: Settings, *, out: Path, max_age_seconds: int) -> None:
     """Writes `policy.json`: log and receipt keys, witnesses, quorum, maximum age.
 
+    It pins every log key of this deployment, the first as `log_key`, and a prepared one too.
+
     Raises:
         typer.BadParameter: the file exists.
     """
-    keys = load_keys(settings)
+    keys, planned = load_keys(settings), planned_log_key(settings)
+    first, *following = [*keys.log_chain, *([planned] if planned else [])]
+    tsa = load_tsa(settings)
     policy = {
         "format": FORMAT,
-        "log_key": keys.log_public,
+        "log_key": first,
         "max_age_seconds": max_age_seconds,
         "previous_required": False,
         "quorum": settings.witness_quorum,
         "receipt_key": keys.receipt_public,
         "system_origin": system_origin(keys),
+        **({"next_log_keys": following} if following else {}),
+        **({"tsa_certificates": pinned(tsa.certificates)} if tsa else {}),
         "witnesses": [witness.key.text for witness in load_witnesses(settings.witnesses)],
     }
     try:

@@ -31,12 +31,16 @@ def init(
 def trust_log(
     folder: Folder,
     vkey: Annotated[str, typer.Argument(help="The log's vkey; `rldp ledger vkey` prints it.")],
+    rotation: Annotated[
+        Path | None, typer.Option(help="For the next key of a known log: the signed statement.")
+    ] = None,
 ) -> None:
     """Let the witness watch one more log. Take its vkey from its people, not from its server."""
     from service.witness.folder import WitnessFolderInvalid, trust
 
+    statement = None if rotation is None else rotation.read_text(encoding="utf-8")
     try:
-        typer.echo(f"Watching {trust(folder, vkey).name}.")
+        typer.echo(f"Watching {trust(folder, vkey, rotation=statement).name}.")
     except WitnessFolderInvalid as problem:
         raise typer.BadParameter(str(problem)) from None
 

@@ -21,7 +21,8 @@ from sqlalchemy.orm import Session
 
 from service.certificates.envelope import envelope_of
 from service.certificates.models import Certificate
-from service.ledger import merkle, receipts, repository
+from service.ledger import anchors, disclosures, merkle, receipts, repository
+from service.ledger.disclosures import Vault
 from service.ledger.errors import LedgerNotFound
 from service.ledger.evidence import evidence_of
 from service.ledger.keys import LedgerKeys
@@ -44,12 +45,14 @@ def write_bundle(
     size: int | None = None,
     since: int | None = None,
     system_since: int | None = None,
+    vault: Vault | None = None,
 ) -> IO[bytes]:
     """The bundle as an open temporary file, positioned at its start.
 
     It reaches to the newest signed checkpoint, or to the one of `size` entries; `since`
     adds proofs that the log extends its checkpoint of that size, and the system log its
-    own of `system_since` entries.
+    own of `system_since` entries. A `vault` is given for callers who may read the personal
+    values that entries commit to.
 
     Raises:
         LedgerNotFound: the tenant has no such log, or the log no such checkpoint.
@@ -61,10 +64,15 @@ def write_bundle(
     spool = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - given away open
     with zipfile.ZipFile(spool, "w", zipfile.ZIP_DEFLATED) as archive:
         writer = _Writer(archive)
-        leaves, digests, jobs = _write_entries(session, writer, head, evidence.size)
+        leaves, digests, jobs, commits = _write_entries(session, writer, head, evidence.size)
         writer.lines("settings.jsonl", _settings(session, digests))
         for name, content in evidence.files.items():
             writer.text(name, content)
+        for name, token in anchors.tokens(session, head.log_id, evidence.size).items():
+            writer.raw(name, token)
+        if vault is not None and commits:
+            disclosed = disclosures.read(session, vault, head.log_id, size=evidence.size)
+            writer.lines("disclosures.jsonl", (one.line for one in disclosed))
         for certificate in _certificates(session, jobs):
             name = f"certificates/{certificate.job_id}.dsse.json"
             writer.lines(name, [envelope_of(certificate, keys).decode()])
@@ -98,7 +106,9 @@ class _Writer:
         self.digests[name] = digest.hexdigest()
 
     def text(self, name: str, content: str) -> None:
-        raw = content.encode()
+        self.raw(name, content.encode())
+
+    def raw(self, name: str, raw: bytes) -> None:
         self.archive.writestr(_info(name), raw)
         self.digests[name] = hashlib.sha256(raw).hexdigest()
 
@@ -111,8 +121,10 @@ def _info(name: str) -> zipfile.ZipInfo:
 
 def _write_entries(
     session: Session, writer: _Writer, head: LogHead, size: int
-) -> tuple[list[str], list[str], list[str]]:
+) -> tuple[list[str], list[str], list[str], bool]:
+    """Leaves, digests of settings, settled jobs, and whether an entry commits to a value."""
     leaves: list[str] = []
+    commits = False
     digests: dict[str, None] = {}
     jobs: dict[str, None] = {}
     rows = session.execute(
@@ -123,16 +135,19 @@ def _write_entries(
     )
 
     def bodies() -> Iterable[str]:
+        nonlocal commits
         for body, leaf, kind, job_id in rows:
             leaves.append(leaf)
             if kind == "window.charge":
                 digests[json.loads(body)["data"]["settings"]] = None
+            if kind in disclosures.COMMITTING:
+                commits = commits or "disclosed" in json.loads(body)["data"]
             if kind == "settle" and job_id is not None:
                 jobs[job_id] = None
             yield body
 
     writer.lines("entries.jsonl", bodies())
-    return leaves, list(digests), list(jobs)
+    return leaves, list(digests), list(jobs), commits
 
 
 def _settings(session: Session, digests: Sequence[str]) -> Iterable[str]:

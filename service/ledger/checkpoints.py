@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 from service.database import now_us
 from service.ledger import merkle, notes, tiles
 from service.ledger.entries import ORIGIN_HOST, SYSTEM, Draft, append, insert_if_absent, open_log
-from service.ledger.errors import LogShrunk
+from service.ledger.errors import KeySuperseded, LogShrunk
 from service.ledger.keys import LedgerKeys
-from service.ledger.models import Cosignature, LogHead, SignedCheckpoint
+from service.ledger.models import Cosignature, Entry, LogHead, SignedCheckpoint
 from service.tenants.models import SYSTEM_TENANT, Tenant
 
 
@@ -53,8 +53,8 @@ def system_log(session: Session) -> str | None:
 
 
 def _system_name(keys: LedgerKeys) -> str:
-    """The key in the name keeps two deployments apart before one witness."""
-    return f"{SYSTEM_TENANT}/{keys.log_public[:16]}"
+    """The first key in the name keeps two deployments apart before one witness."""
+    return f"{SYSTEM_TENANT}/{keys.log_chain[0][:16]}"
 
 
 def system_origin(keys: LedgerKeys) -> str:
@@ -70,8 +70,11 @@ def publish(session: Session, keys: LedgerKeys, *, only: str | None = None) -> l
 
     Raises:
         LogShrunk: a log no longer extends its last checkpoint; nothing was signed.
+        KeySuperseded: another key signs now; nothing was signed.
     """
-    system = _locked_system_log(session, keys)
+    system = locked_system_log(session, keys)
+    if _is_entered(session, system, rotated_key(keys.log_public)):
+        raise KeySuperseded
     signed = []
     for log_id in _logs(session, system, only):
         made = _sign(session, keys, head_of(session, log_id))
@@ -87,7 +90,18 @@ def publish(session: Session, keys: LedgerKeys, *, only: str | None = None) -> l
     return signed
 
 
-def _locked_system_log(session: Session, keys: LedgerKeys) -> str:
+def rotated_key(public: str) -> str:
+    """The `idem` of the entry that ends a log key."""
+    return f"{public}/rotated"
+
+
+def _is_entered(session: Session, log_id: str, idem: str) -> bool:
+    wanted = select(Entry.idx).where(Entry.log_id == log_id, Entry.idem == idem)
+    return session.scalar(wanted) is not None
+
+
+def locked_system_log(session: Session, keys: LedgerKeys) -> str:
+    """The system log, opened at first use; its head is locked until the transaction ends."""
     found = system_log(session)
     if found is None:
         insert_if_absent(session, Tenant, {"id": SYSTEM_TENANT, "created_at": now_us()})

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from service.certificates import envelope as envelope_form
 from service.certificates.service import visible_certificate
 from service.csv_rows import csv_answer
-from service.dependencies import PublisherDep, ReadDep, SessionDep
+from service.dependencies import PublisherDep, ReadDep, SessionDep, VaultDep
 from service.ledger import bundle, grants, releases, repository
 from service.ledger.errors import LedgerNotFound
 from service.ledger.models import BudgetGrant, Entry, ReleaseRequest
@@ -86,7 +86,7 @@ def _budget(session: Session, budget: PopulationBudget) -> dict[str, Any]:
 
 @router.post("/grants", status_code=201)
 def create_grant(
-    body: GrantCreate, subject: Steward, session: SessionDep, response: Response
+    body: GrantCreate, subject: Steward, session: SessionDep, vault: VaultDep, response: Response
 ) -> dict[str, Any]:
     request = grants.GrantRequest(
         population_id=body.population,
@@ -94,9 +94,14 @@ def create_grant(
         delta=body.delta,
         alpha_star=body.alpha_star,
         reason_code=body.reason_code,
+        justification=body.justification,
     )
     grant = grants.propose(
-        session, tenant_id=subject.tenant_id, actor=subject.principal_id, request=request
+        session,
+        tenant_id=subject.tenant_id,
+        actor=subject.principal_id,
+        request=request,
+        vault=vault,
     )
     response.headers["Location"] = f"/v1/grants/{grant.id}"
     return grants.grant_to_dict(session, grant)
@@ -139,10 +144,15 @@ def decide_grant(
 
 @router.post("/releases", status_code=201)
 def create_release(
-    body: ReleaseCreate, subject: Steward, session: SessionDep, response: Response
+    body: ReleaseCreate, subject: Steward, session: SessionDep, vault: VaultDep, response: Response
 ) -> dict[str, Any]:
     release = releases.request_release(
-        session, tenant_id=subject.tenant_id, actor=subject.principal_id, job_id=body.job
+        session,
+        tenant_id=subject.tenant_id,
+        actor=subject.principal_id,
+        job_id=body.job,
+        justification=body.justification,
+        vault=vault,
     )
     response.headers["Location"] = f"/v1/releases/{release.id}"
     return releases.release_to_dict(session, release)
@@ -234,9 +244,13 @@ def get_bundle(
     subject: LedgerReader,
     session: ReadDep,
     publisher: PublisherDep,
+    vault: VaultDep,
     query: Annotated[BundleQuery, Query()],
 ) -> StreamingResponse:
-    """Everything an auditor needs offline; the newest entries are signed before it is made."""
+    """Everything an auditor needs offline; the newest entries are signed before it is made.
+
+    Stewards also get the personal values that entries commit to.
+    """
     head = repository.head_of(session, subject.tenant_id, query.log)
     if head is None:
         raise LedgerNotFound("log")
@@ -251,6 +265,7 @@ def get_bundle(
         size=query.size,
         since=query.since,
         system_since=query.system_since,
+        vault=vault if subject.role == "steward" else None,
     )
     return StreamingResponse(
         _chunks(archive),

@@ -67,6 +67,7 @@ class Draft:
     population_id: str | None = None
     job_id: str | None = None
     movements: Sequence[Movement] = ()
+    v: int = 1  # schema number of the type
 
     def post(self) -> list[list[str]]:
         ordered = sorted(self.movements, key=lambda movement: movement.account)
@@ -92,7 +93,7 @@ def body_of(draft: Draft, *, log_id: str, idx: int, prev: str, ts: str) -> bytes
             "prev": prev,
             "ts": ts,
             "type": draft.type,
-            "v": 1,
+            "v": draft.v,
         }
     )
     if len(body) > BODY_BYTES_MAX:

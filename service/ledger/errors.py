@@ -14,7 +14,10 @@
     ├── ProposalClosed            decided, expired or overtaken by another grant
     ├── SelfApproval              approving one's own job
     ├── LedgerHalted              the log or its witnesses give cause to take nothing new
-    │   └── LogShrunk             a log no longer extends what was signed or witnessed
+    │   ├── LogShrunk             a log no longer extends what was signed or witnessed
+    │   └── KeySuperseded         this process holds a log key that was rotated out
+    ├── KeysNotPinned             too few witnesses know the log's next key
+    ├── DisclosuresUnavailable    the key that opens personal values is missing
     ├── NotAllowedToSign          the signer is no registered steward of the tenant
     └── SignatureInvalid          the signature does not fit text and key
 
@@ -138,6 +141,16 @@ class SelfApproval(LedgerError):
         super().__init__(f"{proposal_id}: the submitter of a job may not decide on its release.")
 
 
+class DisclosuresUnavailable(LedgerError):
+    """The deployment's key for personal values is missing or unusable. Nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Personal values cannot be read or written: keys/disclosure.key is missing or "
+            "unusable. Put the deployment's key there; without a justification, go on."
+        )
+
+
 class NotAllowedToSign(LedgerError):
     """The signer's key is not registered in the log of the tenant."""
 
@@ -178,6 +191,28 @@ class LogShrunk(LedgerHalted):
         )
 
 
+class KeySuperseded(LedgerHalted):
+    """The log names a newer key than the one this process holds; it may sign nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "key_superseded",
+            "The log's key was rotated. Put the new key into keys/log.pem here as well.",
+        )
+
+
+class KeysNotPinned(LedgerError):
+    """Checkpoints under the next key would find no quorum. Nothing was changed."""
+
+    def __init__(self, *, known: int, quorum: int) -> None:
+        self.known = known
+        self.quorum = quorum
+        super().__init__(
+            f"{known} witnesses know the next key and {quorum} must. Have each run "
+            "`rldp witness trust --rotation` with the statement, serve again, then repeat."
+        )
+
+
 class LedgerBroken(InvariantViolation):
     """The ledger contradicts itself: stop before anything is released."""
 
@@ -197,6 +232,8 @@ ERROR_TABLE: dict[type[Exception], tuple[int, str]] = {
     ProposalClosed: (409, "state_conflict"),
     SelfApproval: (403, "self_approval"),
     LedgerHalted: (503, "ledger_halted"),
+    KeysNotPinned: (409, "state_conflict"),
+    DisclosuresUnavailable: (503, "not_ready"),
     NotAllowedToSign: (403, "role_forbidden"),
     SignatureInvalid: (422, "field_invalid"),
 }

@@ -7,7 +7,7 @@ for ever. It takes effect in the transaction of the last needed signature.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -20,9 +20,10 @@ from dp_core.errors import CalibrationImpossible, PlanInvalid
 from dp_core.planner import default_delta
 from service.database import now_us
 from service.ids import new_id
-from service.ledger import accounts, approvals, repository
+from service.ledger import accounts, approvals, disclosures, repository
 from service.ledger.accounts import Overdrawn, name_of
 from service.ledger.approvals import Decision
+from service.ledger.disclosures import Vault
 from service.ledger.entries import Draft, Movement, Receipt, append, log_of
 from service.ledger.errors import LedgerNotFound, ProposalClosed, ProposalInvalid
 from service.ledger.models import BudgetGrant
@@ -41,6 +42,7 @@ class GrantRequest:
     delta: str | None
     alpha_star: int | None
     reason_code: str
+    justification: str | None = None  # personal: kept beside the log, never in it
 
 
 def visible_grants(tenant_id: str) -> Select[BudgetGrant]:
@@ -64,8 +66,17 @@ def visible_grant(
     return found
 
 
-def propose(session: Session, *, tenant_id: str, actor: str, request: GrantRequest) -> BudgetGrant:
+def propose(
+    session: Session,
+    *,
+    tenant_id: str,
+    actor: str,
+    request: GrantRequest,
+    vault: Vault | None = None,
+) -> BudgetGrant:
     """Enters the proposal; nothing moves before two stewards have signed.
+
+    A justification needs a `vault` to lie in; the entry commits to it.
 
     Raises:
         LedgerNotFound, ProposalInvalid.
@@ -89,11 +100,18 @@ def propose(session: Session, *, tenant_id: str, actor: str, request: GrantReque
         "limit_before": str(before),
         "reason": request.reason_code,
     }
-    receipt = append(
-        session,
-        log_of(session, tenant_id),
-        _draft("grant.proposed", f"{grant_id}/proposed", actor, population.id, data),
+    given = disclosures.commit(justification=request.justification)
+    draft = _draft(
+        "grant.proposed",
+        f"{grant_id}/proposed",
+        actor,
+        population.id,
+        data | disclosures.committed(given),
     )
+    receipt = append(
+        session, log_of(session, tenant_id), replace(draft, v=disclosures.version(given))
+    )
+    disclosures.keep(session, vault, receipt, given)
     grant = BudgetGrant(
         id=grant_id,
         tenant_id=tenant_id,

@@ -299,6 +299,49 @@ class Cosignature(Base):
     signed_at: Mapped[int] = mapped_column(BigInteger)  # Unix seconds, by the witness's clock
 
 
+class Anchor(Base):
+    """An RFC 3161 time stamp of one checkpoint's text, by somebody else's clock (10.6)."""
+
+    __tablename__ = "anchor"
+    __table_args__ = (
+        ForeignKeyConstraint(["log_id", "size"], ["checkpoint.log_id", "checkpoint.size"]),
+    )
+
+    log_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    token: Mapped[str] = mapped_column(Text)  # base64 of DER
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class Disclosure(Base):
+    """A personal value that an entry commits to, encrypted. Erased on a legal ground (18.2)."""
+
+    __tablename__ = "disclosure"
+    __table_args__ = (ForeignKeyConstraint(["log_id", "idx"], ["entry.log_id", "entry.idx"]),)
+
+    log_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    idx: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    path: Mapped[str] = mapped_column(ID, primary_key=True)
+    salt: Mapped[str] = mapped_column(String(32))
+    value: Mapped[str] = mapped_column(Text)  # base64
+
+
+class DisclosureKey(Base):
+    """The key of one disclosure, wrapped. A table apart, so that old backups can do without."""
+
+    __tablename__ = "disclosure_key"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["log_id", "idx", "path"], ["disclosure.log_id", "disclosure.idx", "disclosure.path"]
+        ),
+    )
+
+    log_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    idx: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    path: Mapped[str] = mapped_column(ID, primary_key=True)
+    wrapped: Mapped[str] = mapped_column(Text)  # base64
+
+
 class LedgerGuard(Base):
     """Whether new reservations and charges are taken: one row, read in their transactions."""
 
@@ -317,7 +360,7 @@ class LedgerGuard(Base):
     seen_size: Mapped[int | None] = mapped_column(BigInteger)  # of the system log, elsewhere
 
 
-APPEND_ONLY = ("entry", "posting", "window_settings", "approval", "tile", "checkpoint")
+APPEND_ONLY = ("entry", "posting", "window_settings", "approval", "tile", "checkpoint", "anchor")
 
 
 def append_only_statements(dialect: str, table: str) -> list[str]:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 LOG_KEY, COSIGNER_KEY = 0x01, 0x04
 PROOF_LINE = "c2sp.org/tlog-proof@v1"
 RECEIPT_LINE = "dp-ledger-receipt/v1"
+ROTATION_LINE = "dp-ledger-key-rotation/v1"
 _SIGNATURE = re.compile(r"— ([^ +]{1,255}) ([A-Za-z0-9+/]+={0,2})")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,15}")
 
@@ -139,6 +140,11 @@ def parse_note(text: str) -> Note:
     if not gap or not tail.endswith("\n"):
         raise NoteInvalid("A note ends in an empty line and signature lines.")
     return Note(text=body + "\n", signatures=parse_signatures(tail))
+
+
+def rotation_text(*, origin: str, role: str, old: str | None, new: str) -> str:
+    """What the vouching and the new key sign when a key changes; keys in hex, `-` for none."""
+    return f"{ROTATION_LINE}\n{origin}\n{role}\n{old or '-'}\n{new}\n"
 
 
 def parse_signatures(lines: str) -> tuple[Signature, ...]:

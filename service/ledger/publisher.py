@@ -8,11 +8,12 @@ Turns of several processes may overlap; each step is safe to repeat.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from service.database import Database
-from service.ledger import checkpoints, guard, merkle, notes, tiles
-from service.ledger.errors import LedgerBroken, LogShrunk
+from service.ledger import anchors, checkpoints, guard, merkle, notes, tiles
+from service.ledger.anchors import Ask, Tsa, TsaUnreachable, ask_over_http, load_tsa
+from service.ledger.errors import KeySuperseded, LedgerBroken, LogShrunk
 from service.ledger.keys import LedgerKeys, load_keys
 from service.ledger.models import Cosignature, SignedCheckpoint
 from service.ledger.witnesses import (
@@ -53,6 +55,9 @@ class Publisher:
     quorum: int = 0
     folder: Path
     post: Post = post_over_http
+    tsa: Tsa | None = None
+    ask_tsa: Ask = ask_over_http
+    reload: Callable[[], LedgerKeys] | None = None  # so that a rotation needs no restart
     _has_asked: bool = field(default=False, init=False)
 
     def turn(self, *, only: str | None = None) -> int:
@@ -60,6 +65,7 @@ class Publisher:
 
         Raises:
             LogShrunk: a log does not extend what was signed or witnessed; it is halted now.
+        KeySuperseded: the log's key was rotated, and this host has the old one still.
         """
         try:
             return self._turn(only)
@@ -71,10 +77,12 @@ class Publisher:
 
     def turn_quietly(self) -> None:
         """A turn for its effect alone: a shrunken log is halted, the dispatcher tells again."""
-        with suppress(LogShrunk):
+        with suppress(LogShrunk, KeySuperseded):
             self.turn()
 
     def _turn(self, only: str | None) -> int:
+        if self.reload is not None:
+            self.keys = self.reload()
         self._compare_with_memory()
         if self.witnesses and not self._has_asked:
             self._gather(must_ask=True)
@@ -85,7 +93,22 @@ class Publisher:
         self._remember()
         if self.witnesses:
             self._gather(must_ask=False)
+        if self.tsa is not None:
+            self._stamp(self.tsa)
         return len(signed)
+
+    def _stamp(self, tsa: Tsa) -> None:
+        """Has due checkpoints stamped; one that fails is due again with the next turn."""
+        with self.db.reading() as session:
+            waiting = anchors.due(session)
+        for signed in waiting:
+            try:
+                row = anchors.stamp(signed, tsa, self.ask_tsa)
+            except TsaUnreachable:
+                logger.warning("time stamp missing", extra={"code": "tsa_unreachable"})
+                return
+            with self.db.transaction() as session:
+                anchors.keep(session, row)
 
     def _newest(self, session: Session) -> SignedCheckpoint | None:
         system = checkpoints.system_log(session)
@@ -172,15 +195,17 @@ def make_publisher(settings: Settings, db: Database, post: Post = post_over_http
     """The publisher of a deployment.
 
     Raises:
-        SigningKeyUnusable, WitnessFileInvalid.
+        SigningKeyUnusable, WitnessFileInvalid, TsaFileInvalid.
     """
     return Publisher(
         db=db,
         keys=load_keys(settings),
+        reload=functools.partial(load_keys, settings),
         witnesses=load_witnesses(settings.witnesses),
         quorum=settings.witness_quorum,
         folder=settings.data_dir / "checkpoints",
         post=post,
+        tsa=load_tsa(settings),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Select, select
@@ -13,8 +15,9 @@ from service.certificates.models import Certificate
 from service.certificates.service import reasons_of, visible_certificate
 from service.database import now_us
 from service.ids import new_id
-from service.ledger import approvals, repository
+from service.ledger import approvals, disclosures, repository
 from service.ledger.approvals import Decision
+from service.ledger.disclosures import Secret, Vault
 from service.ledger.entries import Draft, Receipt, append
 from service.ledger.errors import LedgerNotFound, ProposalClosed, ProposalInvalid, SelfApproval
 from service.ledger.models import Entry, ReleaseRequest, Reservation
@@ -42,10 +45,19 @@ def visible_release(
     return found
 
 
-def request_release(session: Session, *, tenant_id: str, actor: str, job_id: str) -> ReleaseRequest:
+def request_release(
+    session: Session,
+    *,
+    tenant_id: str,
+    actor: str,
+    job_id: str,
+    justification: str | None = None,
+    vault: Vault | None = None,
+) -> ReleaseRequest:
     """Enters the request for a settled job with a certificate that may leave.
 
     Repeated by who made it while it waits, it gives the standing request and writes nothing.
+    A justification is personal: it needs a `vault` to lie in, and the entry commits to it.
 
     Raises:
         LedgerNotFound: no such job of this tenant.
@@ -79,7 +91,11 @@ def request_release(session: Session, *, tenant_id: str, actor: str, job_id: str
         )
     if not settled["artifacts"]:
         raise ProposalInvalid(field="job", code="no_artifacts", problem="has nothing to release.")
-    return _request(session, held, actor, certificate.digest, settled["artifacts"])
+    given = disclosures.commit(justification=justification)
+    made = _request(session, held, actor, certificate.digest, settled["artifacts"], given)
+    receipt = approvals.proposal_of(session, made.log_id, made.idx)
+    disclosures.keep(session, vault, receipt, given)
+    return made
 
 
 def _standing(session: Session, job_id: str) -> ReleaseRequest | None:
@@ -96,6 +112,7 @@ def _request(
     actor: str,
     certificate_digest: str,
     artifacts: dict[str, str],
+    given: Sequence[Secret],
 ) -> ReleaseRequest:
     release_id = new_id("rel_")
     data = {
@@ -103,12 +120,10 @@ def _request(
         "certificate": certificate_digest,
         "job": held.job_id,
         "release": release_id,
+        **disclosures.committed(given),
     }
-    receipt = append(
-        session,
-        held.log_id,
-        _draft(held, "release.requested", f"{release_id}/requested", actor, data),
-    )
+    draft = _draft(held, "release.requested", f"{release_id}/requested", actor, data)
+    receipt = append(session, held.log_id, replace(draft, v=disclosures.version(given)))
     release = ReleaseRequest(
         id=release_id,
         tenant_id=held.tenant_id,

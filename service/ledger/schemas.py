@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from decimal import Decimal
 from typing import Annotated, Literal
 
@@ -19,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from service.auth.subject import Subject, require_role
 from service.exact_json import DecimalText as ExactDecimalText
+from service.ledger.disclosures import LegalGround
 from service.listing import ListQuery
 
 Steward = Annotated[Subject, Depends(require_role("steward"))]
@@ -41,6 +43,15 @@ def canonical_decimal(text: str) -> str:
 DecimalText = Annotated[ExactDecimalText, AfterValidator(canonical_decimal)]
 
 
+def _is_plain_text(text: str) -> str:
+    if any(unicodedata.category(char) in ("Cc", "Cs") and char != "\n" for char in text):
+        raise PydanticCustomError("plain_text", "Write plain text without control characters.")
+    return text
+
+
+PersonalText = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_is_plain_text)]
+
+
 class StrictModel(BaseModel):
     """Refuses unknown fields."""
 
@@ -55,12 +66,21 @@ class GrantCreate(StrictModel):
     delta: DecimalText | None = None
     alpha_star: int | None = Field(default=None, ge=2, le=64, strict=True)
     reason_code: Literal["study_start", "study_extension", "correction", "lowering"]
+    justification: PersonalText | None = None
 
 
 class ReleaseCreate(StrictModel):
     """Asks that the artifacts of one job may leave."""
 
     job: str = Field(max_length=64)
+    justification: PersonalText | None = None
+
+
+class RedactionCreate(StrictModel):
+    """Which personal value of an entry to erase, and why the law allows or asks it."""
+
+    path: Literal["justification"]
+    legal_ground: LegalGround
 
 
 class ApprovalCreate(StrictModel):
@@ -98,6 +118,12 @@ class LogQuery(StrictModel):
     """Which log; the tenant's newest if absent."""
 
     log: str | None = Field(default=None, max_length=64)
+
+
+class DisclosureQuery(LogQuery):
+    """Personal values of which entry; of the whole log if absent."""
+
+    idx: int | None = Field(default=None, ge=0, lt=2**53)
 
 
 class BundleQuery(LogQuery):

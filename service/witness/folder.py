@@ -32,8 +32,9 @@ def prepare(folder: Path, name: str) -> notes.VerifierKey:
     return notes.public_key(name, notes.COSIGNER_KEY, signing_key(folder / KEY_FILE))
 
 
-def trust(folder: Path, vkey: str) -> notes.VerifierKey:
-    """Adds a log, by the vkey its operator hands over. An origin never gets a second key.
+def trust(folder: Path, vkey: str, *, rotation: str | None = None) -> notes.VerifierKey:
+    """Adds a log, by the vkey its operator hands over. An origin gets a second key only by a
+    `rotation` statement that the newest known key and the new one have signed.
 
     Raises:
         WitnessFolderInvalid: no log's vkey, or its origin is known with another key.
@@ -47,11 +48,28 @@ def trust(folder: Path, vkey: str) -> notes.VerifierKey:
     known = _logs(folder)
     if key in known:
         return key
-    if any(other.name == key.name for other in known):
-        raise WitnessFolderInvalid("This origin is known with another key.")
+    before = [other for other in known if other.name == key.name]
+    if before and not _follows(before[-1], key, rotation):
+        raise WitnessFolderInvalid(
+            "This origin is known with another key. A next key needs --rotation with a statement "
+            "that both keys have signed."
+        )
     with (folder / LOGS_FILE).open("a", encoding="utf-8") as stream:
         stream.write(f"{key.text}\n")
     return key
+
+
+def _follows(old: notes.VerifierKey, new: notes.VerifierKey, rotation: str | None) -> bool:
+    if rotation is None:
+        return False
+    try:
+        note = notes.parse_note(rotation)
+    except notes.NoteInvalid:
+        return False
+    text = notes.rotation_text(
+        origin=old.name, role="log", old=old.public.hex(), new=new.public.hex()
+    )
+    return note.text == text and all(notes.is_signed_by(note, key) for key in (old, new))
 
 
 def open_witness(folder: Path) -> Witness:

@@ -172,3 +172,16 @@ class TestRefusals:
         arguments = ["ledger", "budgets", "--url", url, "--key-file", str(path)]
         assert "RLDP_API_KEY" not in os.environ
         assert CliRunner().invoke(app, arguments).exit_code == 0
+
+
+def test_a_steward_reads_and_erases_a_justification(desk: Desk, url: str) -> None:
+    call = Caller(desk, url)
+    body = {"population": desk.names["population"], "epsilon": "9", "justification": "For Ms. X"}
+    asked = desk.post("/v1/grants", body | {"reason_code": "study_extension"}).json()
+    index = str(asked["entry"]["idx"])
+    code, shown = call("disclosures", "--entry", index, who="steward")
+    assert (code, json.loads(shown)["data"][0]["value"]) == (0, "For Ms. X")
+    assert call("disclosures", who="auditor")[0] == 1
+    code, told = call("redact", index, "--ground", "gdpr_17_1_b", who="steward")
+    assert (code, json.loads(told)["legal_ground"]) == (0, "gdpr_17_1_b")
+    assert json.loads(call("disclosures", who="steward")[1])["data"] == []
