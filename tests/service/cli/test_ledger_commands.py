@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -17,7 +18,9 @@ import uvicorn
 from typer.testing import CliRunner
 
 from service.cli import app
+from service.keyfiles import signing_key
 from service.ledger import service as ledger
+from service.ledger.approvals import signing_text
 from service.ledger.publisher import make_publisher
 from tests.deploy.test_verify_ledger import verifier
 from tests.service.hospital import open_hospital
@@ -172,3 +175,37 @@ class TestRefusals:
         arguments = ["ledger", "budgets", "--url", url, "--key-file", str(path)]
         assert "RLDP_API_KEY" not in os.environ
         assert CliRunner().invoke(app, arguments).exit_code == 0
+
+
+class TestCertificateForms:
+    def test_pdf_is_written_once_and_never_over_a_file(
+        self, desk: Desk, rldp: Caller, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "certificate.pdf"
+        job = desk.names["job"]
+        assert rldp("certificate", job, "--pdf", str(out))[0] == 0
+        assert out.read_bytes().startswith(b"%PDF-")
+        out.write_bytes(b"mine")
+        assert rldp("certificate", job, "--pdf", str(out))[0] != 0
+        assert out.read_bytes() == b"mine"
+
+    def test_label_and_registry_record_are_printed(self, desk: Desk, rldp: Caller) -> None:
+        job = desk.names["job"]
+        assert rldp("certificate", job, "--label")[1].startswith("Privacy facts")
+        assert rldp("certificate", job, "--registry")[1].startswith("url_slug:")
+        assert rldp("certificate", job, "--label", "--registry")[0] != 0
+
+
+class TestSign:
+    def test_the_signature_is_the_one_the_ledger_accepts(
+        self, desk: Desk, rldp: Caller, tmp_path: Path
+    ) -> None:
+        key = signing_key(tmp_path / "steward.pem")
+        text = signing_text(origin="rldp.local/tn/2026", leaf="ab" * 32, decision="approve")
+        arguments = ["--origin", "rldp.local/tn/2026", "--leaf", "ab" * 32]
+        path = str(tmp_path / "steward.pem")
+        code, told = rldp("sign", "--key", path, *arguments, "--decision", "approve")
+        assert code == 0
+        key.public_key().verify(base64.b64decode(told.strip()), text)
+        assert rldp("sign", "--key", path, *arguments, "--decision", "maybe")[0] != 0
+        assert rldp("sign", "--key", path + "x", *arguments, "--decision", "reject")[0] != 0
