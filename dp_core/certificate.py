@@ -40,7 +40,8 @@ def job_claim(
             "type": plan.controller_type,
         },
         "indicative": {
-            "note": "as if the noise had been fixed beforehand; not a guarantee",
+            "note": "as if the noise had been fixed beforehand; can understate by several per "
+            "cent; not a guarantee",
             "prv_epsilon_upper": second_opinion,
         },
         "limits": [
@@ -107,6 +108,8 @@ def _mechanism(plan: RunPlan, layout_digest: str, groups: int, noise_source: str
         "released_components": ["noised_gradients", "clip_bits", "clipped_loss"],
         "sampler": plan.sampler,
         "sampling_probability": plan.sampling_probability,
+        "sensitivity": "one patient moves the joint release by at most 1/noise level of its "
+        "standard deviations (L2)",
         "sum_dtype": plan.sum_dtype,
         "telemetry_share": plan.telemetry.share,
     }

@@ -12,7 +12,9 @@ from fastapi.telemetry import TelemetryConfig
 from service.auth.endpoints import router as api_keys
 from service.auth.subject import current_subject
 from service.bodies import BodyGuard
+from service.dashboard.approval_endpoints import router as approval_pages
 from service.dashboard.endpoints import router as dashboard
+from service.dashboard.ledger_endpoints import router as ledger_pages
 from service.database import Database
 from service.datasets import storage
 from service.datasets.endpoints import router as datasets
@@ -84,7 +86,7 @@ AUTHENTICATED: tuple[APIRouter, ...] = (
     api_keys,
 )
 # These look after themselves: health is for anyone, the dashboard has its own sign-in.
-OPEN: tuple[APIRouter, ...] = (health, dashboard)
+OPEN: tuple[APIRouter, ...] = (health, dashboard, ledger_pages, approval_pages)
 
 
 def create_app(settings: Settings, database: Database | None = None) -> FastAPI:

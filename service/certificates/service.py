@@ -15,30 +15,25 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from dp_core.events import canonical_json
 from dp_core.plan import RunPlan
 from service.certificates.models import Certificate
+from service.certificates.reasons import verdict_of
 from service.database import now_us
 from service.ledger import fsck, guard, merkle, repository
 from service.ledger.errors import LedgerBroken, LedgerNotFound
-from service.ledger.models import LedgerGuard, LogHead, ReleaseRequest, Reservation
+from service.ledger.models import Entry, LedgerGuard, LogHead, ReleaseRequest, Reservation
 from service.ledger.standing import witness_count
 from service.ledger.views import claim_of
 from service.populations.models import Population
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://rldp.local/privacy-certificate/v1"
-REASONS_NONE = frozenset(
-    {
-        "controller_private_inputs",
-        "sampler_not_poisson",
-        "private_evaluation_uncharged",
-        "ledger_check_failed",
-    }
-)
+ADMITTED_USES = frozenset({"charged", "not used", "public"})
+CONTROLLER_INPUTS = "released and public values only"
 CONVERSION = {
     "pld_fixed_schedule": "privacy loss distribution, pessimistic, both directions",
     "rdp_filter": "arXiv 2004.00010",
@@ -123,13 +118,6 @@ def visible_certificate(session: Session, tenant_id: str, job_id: str) -> Certif
     return found
 
 
-def verdict_of(reasons: tuple[str, ...]) -> str:
-    """`full` without a reason; a reason of `none` wins (ledger.md 14)."""
-    if REASONS_NONE & set(reasons):
-        return "none"
-    return "conditional" if reasons else "full"
-
-
 def reasons_of(certificate: Certificate) -> list[str]:
     reasons: list[str] = json.loads(certificate.body)["predicate"]["reasons"]
     return reasons
@@ -160,6 +148,12 @@ def _reasons(
         reasons.append("overlap_unstated")
     if plan.sampler != "poisson":
         reasons.append("sampler_not_poisson")
+    uses = _terms(repository.entries_of_job(session, job_id))["other_uses"]
+    private_inputs = uses["controller_inputs"] not in ADMITTED_USES
+    if private_inputs or claim["controller"]["inputs"] != CONTROLLER_INPUTS:
+        reasons.append("controller_private_inputs")
+    if uses["validation"] not in ADMITTED_USES:
+        reasons.append("private_evaluation_uncharged")
     if fsck.check_job(session, job_id):
         reasons.append("ledger_check_failed")
     return tuple(reasons)
@@ -173,7 +167,7 @@ def _predicate(
     claim: Mapping[str, Any],
 ) -> dict[str, Any]:
     entries = repository.entries_of_job(session, held.job_id)
-    terms = next(entry["data"] for entry in entries if entry["type"] == "reserve")
+    terms = _terms(entries)
     _check_agrees(session, held, terms, claim)
     return {
         **{name: claim[name] for name in TRAINING_PARTS},
@@ -196,6 +190,11 @@ def _predicate(
         },
         "validation": _validation(plan),
     }
+
+
+def _terms(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    terms: dict[str, Any] = next(e["data"] for e in entries if e["type"] == "reserve")
+    return terms
 
 
 def _check_agrees(
@@ -247,6 +246,7 @@ def _scope(session: Session, population: Population, held: Reservation) -> dict[
     blocks = repository.blocks_of(session, held.job_id)
     return {
         "combination": "all jobs of the population together stay within its limit",
+        "combined_by": "anyone who holds several releases of the population",
         "covers": "this job",
         "job": held.job_id,
         "other_releases": list(others),
@@ -264,8 +264,29 @@ def _scope(session: Session, population: Population, held: Reservation) -> dict[
             "rule": "rdp_filter_fixed_order",
             "unit": population.unit,
         },
+        "population_use": _population_use(session, population),
+        "refusals": _refusals(session, population),
         "spent_pico": {block.block: str(block.spent_pico) for block in blocks},
     }
+
+
+def _population_use(session: Session, population: Population) -> dict[str, dict[str, str]]:
+    """Balances by block as this certificate is made: the job's own rest is still held."""
+    sums = repository.balances(session, population.id)
+    return {
+        block: {
+            "held_pico": str(sums.get(block, {}).get("escrow", 0)),
+            "spent_pico": str(sums.get(block, {}).get("spent", 0)),
+        }
+        for block in population.blocks
+    }
+
+
+def _refusals(session: Session, population: Population) -> int:
+    refused = select(func.count()).where(
+        Entry.population_id == population.id, Entry.type == "reserve.refused"
+    )
+    return session.scalar(refused) or 0
 
 
 def _evidence(session: Session, held: Reservation, entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -275,7 +296,9 @@ def _evidence(session: Session, held: Reservation, entries: list[dict[str, Any]]
         indexes.setdefault(entry["type"], []).append(entry["idx"])
     attempts = [entry["data"] for entry in entries if entry["type"] == "attempt.started"]
     return {
+        "approvals": "in the release's entry of the log, signed after this certificate",
         "attempts": [{"epoch": a["epoch"], "versions": a["versions"]} for a in attempts],
+        "empirical_audit": None,
         "indexes": indexes,
         "log": held.log_id,
         "origin": head.origin,

@@ -130,15 +130,47 @@ def certificate(
     job: str,
     signed: Annotated[bool, typer.Option(help="In its signed DSSE envelope.")] = False,
     proof: Annotated[bool, typer.Option(help="The proof that the log names it.")] = False,
+    label: Annotated[bool, typer.Option(help="Its nutrition label, as text.")] = False,
+    registry: Annotated[
+        bool, typer.Option(help="As a draft record of the OpenDP deployments registry, in YAML.")
+    ] = False,
+    pdf: Annotated[
+        Path | None, typer.Option(help="Write it as PDF. An existing file is refused.")
+    ] = None,
     url: Url = DEFAULT_URL,
     key_file: KeyFile = None,
 ) -> None:
-    """The privacy certificate of a job, byte for byte, or what shows that it is genuine."""
+    """The privacy certificate of a job, byte for byte, in another form, or its proof."""
+    chosen = [accept for wanted, accept in (
+        (signed, "application/vnd.dsse.envelope.v1+json"),
+        (label, "text/plain"),
+        (registry, "application/yaml"),
+    ) if wanted]  # fmt: skip
+    if len(chosen) + proof + (pdf is not None) > 1:
+        raise typer.BadParameter("Choose one of --signed, --proof, --label, --registry, --pdf.")
     if proof:
         _show(url, key_file, f"/certificates/{job}/proof")
         return
-    accept = "application/vnd.dsse.envelope.v1+json" if signed else "application/json"
-    sys.stdout.write(_client(url, key_file).get(f"/certificates/{job}", accept=accept).text)
+    client = _client(url, key_file)
+    if pdf is not None:
+        client.download(f"/certificates/{job}", pdf, accept="application/pdf")
+        typer.echo(f"Wrote {pdf}.")
+        return
+    accept = chosen[0] if chosen else "application/json"
+    sys.stdout.write(client.get(f"/certificates/{job}", accept=accept).text)
+
+
+@app.command("sign")
+def sign(
+    key: Annotated[Path, typer.Option(help="Your Ed25519 key, PEM. It never leaves this host.")],
+    origin: Annotated[str, typer.Option(help="Origin of the log.")],
+    leaf: Annotated[str, typer.Option(help="Leaf of the proposal, 64 hex digits.")],
+    decision: Annotated[str, typer.Option(help="approve or reject.")],
+) -> None:
+    """Sign a decision on a grant or a release, offline; prints the signature to paste."""
+    from service.cli.signing import print_signature
+
+    print_signature(key, origin=origin, leaf=leaf, decision=decision)
 
 
 @app.command("checkpoint")

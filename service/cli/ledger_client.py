@@ -37,19 +37,19 @@ class LedgerClient:
         given = {name: str(value) for name, value in query.items() if value is not None}
         return self._checked("POST", path, json=dict(body), params=given or None)
 
-    def download(self, path: str, out: Path, **query: Any) -> None:
+    def download(self, path: str, out: Path, *, accept: str = "*/*", **query: Any) -> None:
         """Writes the answer to a new file, piece by piece.
 
         Raises:
             typer.BadParameter: the file exists.
         """
-        given = {name: str(value) for name, value in query.items() if value is not None}
+        content = self.get(path, accept=accept, **query).content
         try:
             descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             raise typer.BadParameter(f"{out} exists; choose another name.") from None
         with os.fdopen(descriptor, "wb") as target:
-            target.write(self.get(path, **given).content)
+            target.write(content)
 
     def rows(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Every object of a list, over all its pages."""

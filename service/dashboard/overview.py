@@ -132,7 +132,7 @@ def overview(session: Session, subject: Subject) -> Overview:
             )
             for job in ended
         ),
-        budgets=tuple(_budget(session, population) for population in populations),
+        budgets=tuple(budget_of(session, population) for population in populations),
         entries=tuple(_newest_lines(session, subject)) if sees_ledger else (),
     )
 
@@ -148,7 +148,7 @@ def _populations(session: Session, subject: Subject) -> list[Population]:
     return list(session.scalars(statement.limit(POPULATIONS_SHOWN)))
 
 
-def _budget(session: Session, population: Population) -> Budget:
+def budget_of(session: Session, population: Population) -> Budget:
     blocks = epsilon_limits(session, population.id).blocks
     return Budget(population=population, bars=tuple(_bar(block) for block in blocks))
 
@@ -173,10 +173,10 @@ def _newest_lines(session: Session, subject: Subject) -> list[LedgerLine]:
         .where(Entry.log_id == head.log_id, Entry.idx >= head.size - ENTRIES_SHOWN)
         .limit(ENTRIES_SHOWN)
     )
-    return [_line(entry) for entry in reversed(session.scalars(newest).all())]
+    return [line_of(entry) for entry in reversed(session.scalars(newest).all())]
 
 
-def _line(entry: Entry) -> LedgerLine:
+def line_of(entry: Entry) -> LedgerLine:
     return LedgerLine(
         idx=entry.idx,
         time=entry.ts,

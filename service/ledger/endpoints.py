@@ -10,7 +10,7 @@ from fastapi import APIRouter, BackgroundTasks, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
-from service.certificates import envelope as envelope_form
+from service.certificates import forms
 from service.certificates.service import visible_certificate
 from service.csv_rows import csv_answer
 from service.dependencies import PublisherDep, ReadDep, SessionDep, VaultDep
@@ -289,16 +289,11 @@ def get_certificate(
     accept: Annotated[str, Header()] = "",
 ) -> Response:
     """The canonical statement, as its digest in the log covers it; by `Accept` in its signed
-    DSSE envelope."""
+    DSSE envelope, as PDF, as a record of the OpenDP registry (YAML), or its label."""
     certificate = visible_certificate(session, subject.tenant_id, job_id)
-    if envelope_form.MEDIA_TYPE in accept:
-        return Response(
-            envelope_form.envelope_of(certificate, publisher.keys),
-            media_type=envelope_form.MEDIA_TYPE,
-            headers={"Vary": "Accept"},
-        )
-    return Response(
-        certificate.body,
-        media_type="application/json",
-        headers={"ETag": f'"{certificate.digest}"', "Vary": "Accept"},
-    )
+    form = forms.form_for(accept)
+    headers = {"Vary": "Accept"}
+    if form is forms.STATEMENT:
+        headers["ETag"] = f'"{certificate.digest}"'
+    content = form.make(certificate, publisher.keys)
+    return Response(content, media_type=form.media_type, headers=headers)

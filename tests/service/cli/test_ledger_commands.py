@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -17,7 +18,9 @@ import uvicorn
 from typer.testing import CliRunner
 
 from service.cli import app
+from service.keyfiles import signing_key
 from service.ledger import service as ledger
+from service.ledger.approvals import signing_text
 from service.ledger.publisher import make_publisher
 from tests.deploy.test_verify_ledger import verifier
 from tests.service.hospital import open_hospital
@@ -174,14 +177,47 @@ class TestRefusals:
         assert CliRunner().invoke(app, arguments).exit_code == 0
 
 
-def test_a_steward_reads_and_erases_a_justification(desk: Desk, url: str) -> None:
-    call = Caller(desk, url)
+def test_a_steward_reads_and_erases_a_justification(desk: Desk, rldp: Caller) -> None:
     body = {"population": desk.names["population"], "epsilon": "9", "justification": "For Ms. X"}
     asked = desk.post("/v1/grants", body | {"reason_code": "study_extension"}).json()
     index = str(asked["entry"]["idx"])
-    code, shown = call("disclosures", "--entry", index, who="steward")
+    code, shown = rldp("disclosures", "--entry", index, who="steward")
     assert (code, json.loads(shown)["data"][0]["value"]) == (0, "For Ms. X")
-    assert call("disclosures", who="auditor")[0] == 1
-    code, told = call("redact", index, "--ground", "gdpr_17_1_b", who="steward")
+    assert rldp("disclosures", who="auditor")[0] == 1
+    code, told = rldp("redact", index, "--ground", "gdpr_17_1_b", who="steward")
     assert (code, json.loads(told)["legal_ground"]) == (0, "gdpr_17_1_b")
-    assert json.loads(call("disclosures", who="steward")[1])["data"] == []
+    assert json.loads(rldp("disclosures", who="steward")[1])["data"] == []
+
+
+class TestCertificateForms:
+    def test_pdf_is_written_once_and_never_over_a_file(
+        self, desk: Desk, rldp: Caller, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "certificate.pdf"
+        job = desk.names["job"]
+        assert rldp("certificate", job, "--pdf", str(out))[0] == 0
+        assert out.read_bytes().startswith(b"%PDF-")
+        out.write_bytes(b"mine")
+        assert rldp("certificate", job, "--pdf", str(out))[0] != 0
+        assert out.read_bytes() == b"mine"
+
+    def test_label_and_registry_record_are_printed(self, desk: Desk, rldp: Caller) -> None:
+        job = desk.names["job"]
+        assert rldp("certificate", job, "--label")[1].startswith("Privacy facts")
+        assert rldp("certificate", job, "--registry")[1].startswith("url_slug:")
+        assert rldp("certificate", job, "--label", "--registry")[0] != 0
+
+
+class TestSign:
+    def test_the_signature_is_the_one_the_ledger_accepts(
+        self, desk: Desk, rldp: Caller, tmp_path: Path
+    ) -> None:
+        key = signing_key(tmp_path / "steward.pem")
+        text = signing_text(origin="rldp.local/tn/2026", leaf="ab" * 32, decision="approve")
+        arguments = ["--origin", "rldp.local/tn/2026", "--leaf", "ab" * 32]
+        path = str(tmp_path / "steward.pem")
+        code, told = rldp("sign", "--key", path, *arguments, "--decision", "approve")
+        assert code == 0
+        key.public_key().verify(base64.b64decode(told.strip()), text)
+        assert rldp("sign", "--key", path, *arguments, "--decision", "maybe")[0] != 0
+        assert rldp("sign", "--key", path + "x", *arguments, "--decision", "reject")[0] != 0

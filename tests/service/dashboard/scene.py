@@ -14,7 +14,9 @@ from fastapi.testclient import TestClient
 
 from dp_core.plan import RunPlan
 from service.auth.keys import issue_key
+from service.dashboard.approval_endpoints import router as approval_pages
 from service.dashboard.endpoints import router
+from service.dashboard.ledger_endpoints import router as ledger_pages
 from service.database import now_us
 from service.edge import Edge
 from service.ids import new_id
@@ -51,7 +53,8 @@ class Scene:
     def app(self) -> FastAPI:
         app = FastAPI()
         app.state.database, app.state.settings = self.world.db, self.settings
-        app.include_router(router)
+        for pages in (router, ledger_pages, approval_pages):
+            app.include_router(pages)
         app.add_middleware(Edge)
         return app
 

@@ -337,3 +337,22 @@ class TestBundle:
             secret = session.get_one(Population, reading.world.population).split_key.hex()
         for route in ("/v1/populations", "/v1/ledger/entries", "/v1/budgets"):
             assert secret not in reading.get(route).text
+
+
+class TestCertificateForms:
+    @pytest.mark.parametrize(
+        ("accept", "start"),
+        [
+            ("application/pdf", b"%PDF-"),
+            ("application/yaml", b"url_slug:"),
+            ("text/html", b"<section>"),
+            ("text/plain", b"Privacy facts"),
+            ("application/vnd.rldp.label+json", b'{"facts"'),
+        ],
+    )
+    def test_accept_chooses_the_form(self, reading: Desk, accept: str, start: bytes) -> None:
+        headers = {"Authorization": f"Bearer {reading.keys['auditor']}", "Accept": accept}
+        path = f"/v1/certificates/{reading.names['job']}"
+        answer = reading.hospital.client.get(path, headers=headers)
+        assert answer.headers["content-type"].startswith(accept)
+        assert answer.content.startswith(start)
