@@ -38,7 +38,8 @@ def registry_yaml(statement: Mapping[str, Any], *, issued_us: int) -> str:
             "administrative": _administrative(predicate),
         },
     }
-    return yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=100)
+    text: str = yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=100)
+    return text
 
 
 def _basic(predicate: Mapping[str, Any], day: str) -> dict[str, Any]:

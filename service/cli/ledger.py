@@ -285,7 +285,7 @@ def bundle(
     key_file: KeyFile = None,
 ) -> None:
     """Take the whole ledger with all evidence from a running service, for `rldp verify`."""
-    query = {"since": since, "system_since": system_since, "size": size, "log": log}
+    query: dict[str, Any] = {"since": since, "system_since": system_since, "size": size, "log": log}
     _client(url, key_file).download("/ledger/bundle", out, **query)
     typer.echo(f"Wrote {out}. Check it with: rldp verify {out} --policy policy.json")
 

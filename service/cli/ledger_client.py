@@ -38,7 +38,7 @@ class LedgerClient:
         return self._checked("POST", path, json=dict(body), params=given or None)
 
     def download(self, path: str, out: Path, *, accept: str = "*/*", **query: Any) -> None:
-        """Writes the answer to a new file, piece by piece.
+        """Writes the answer to a new file; a refused one leaves none behind.
 
         Raises:
             typer.BadParameter: the file exists.

@@ -62,6 +62,7 @@ class Label:
     facts: tuple[LabelFact, ...]
     verdict: str
     digest: str
+    has_page: bool  # for the reader: admins read no evidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,4 +185,5 @@ def _label(session: Session, subject: Subject, job: Job, population: Population)
         facts=label_facts(predicate),
         verdict=certificate.verdict,
         digest=certificate.digest,
+        has_page=subject.role != "admin",
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -19,10 +18,10 @@ from tests.service.dashboard.test_pages import sign_in
 from tests.service.ledger import world as w
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Scene]:
-    """For tests that write."""
-    with open_scene(tmp_path) as scene:
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """For tests that write; each leaves what the others need as it was."""
+    with open_scene(tmp_path_factory.mktemp("own")) as scene:
         yield scene
 
 
@@ -119,14 +118,19 @@ class TestCheck:
         assert "not signed yet" not in html
 
     def test_a_changed_amount_is_shown(self, own: Scene) -> None:
-        with own.world.db.transaction() as session:
+        client = _client(own, own.keys["auditor"])
+        self._add(own, -1)
+        html = client.get(f"/ledger/jobs/{own.released}/check").text
+        self._add(own, 1)
+        assert "✗ Something" in html
+
+    def _add(self, scene: Scene, pico: int) -> None:
+        with scene.world.db.transaction() as session:
             session.execute(
                 update(ReservationBlock)
-                .where(ReservationBlock.job_id == own.released)
-                .values(spent_pico=ReservationBlock.spent_pico - 1)
+                .where(ReservationBlock.job_id == scene.released)
+                .values(spent_pico=ReservationBlock.spent_pico + pico)
             )
-        client = _client(own, own.keys["auditor"])
-        assert "✗ Something" in client.get(f"/ledger/jobs/{own.released}/check").text
 
 
 class TestApprovals:
