@@ -24,6 +24,7 @@ from service.jobs.endpoints import router as jobs
 from service.ledger import guard
 from service.ledger.audit_endpoints import router as audits
 from service.ledger.endpoints import router as ledger
+from service.ledger.recovery_endpoints import router as recoveries
 from service.models_endpoints import router as models
 from service.populations.endpoints import router as populations
 from service.problems import MEDIA_TYPE, install_handlers
@@ -78,6 +79,7 @@ AUTHENTICATED: tuple[APIRouter, ...] = (
     populations,
     ledger,
     audits,
+    recoveries,
     jobs,
     api_keys,
 )
