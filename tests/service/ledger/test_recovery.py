@@ -23,8 +23,10 @@ from service.ledger.errors import (
 )
 from service.ledger.models import Account
 from tests.deploy.test_verify_ledger import verifier
+from tests.service.hospital import open_hospital
 from tests.service.ledger import world as w
 from tests.service.ledger.backups import Scene, restore_old_backup
+from tests.service.ledger.test_endpoints import open_desk
 
 
 class Halted:
@@ -176,3 +178,32 @@ class TestRecovery:
     def test_an_open_ledger_takes_no_proposal(self, tmp_path: Path) -> None:
         with pytest.raises(ProposalClosed):
             Halted(restore_old_backup(tmp_path)).propose()
+
+
+class TestOverHttp:
+    def test_two_stewards_end_a_halt_by_the_routes(self, tmp_path: Path) -> None:
+        route, body = "/v1/ledger/recoveries", {"rule": "charge_whole"}
+        with open_hospital(tmp_path) as hospital:
+            desk = open_desk(hospital)
+            assert desk.post(route, body).status_code == 409  # not halted
+            with hospital.database.transaction() as session:
+                guard.halt(session, reason="log_shrunk", seen_size=99)
+            for who in ("admin", "auditor", "submitter"):
+                assert desk.post(route, body, who).status_code == 403
+            assert desk.post(route, {"rule": "forget"}).status_code == 422
+            made = desk.post(route, body).json()
+            for who, person in (("steward", desk.world.proposer), ("steward2", desk.world.second)):
+                shown = desk.get(f"{route}/{made['id']}", "auditor").json()
+                assert (shown["state"], shown["ledger"]) == ("proposed", "halted")
+                signed = {
+                    "decision": "approve",
+                    "signature": desk.world.sign(person, shown["entry"]),
+                }
+                answer = desk.post(f"{route}/{made['id']}/approvals", signed, who)
+                assert answer.status_code == 201
+            shown = desk.get(f"{route}/{made['id']}", "auditor").json()
+            assert (shown["state"], shown["ledger"]) == ("effective", "open")
+            budget = desk.get(f"/v1/budgets/{desk.world.population}").json()
+            assert (budget["free_pico"], budget["spent_pico"]) == ("0", budget["limit"]["pico"])
+            kinds = {kind["kind"] for kind in desk.get("/v1/ledger/anomalies").json()["data"]}
+            assert "ledger_halted" not in kinds
