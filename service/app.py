@@ -27,6 +27,7 @@ from service.ledger import guard
 from service.ledger.audit_endpoints import router as audits
 from service.ledger.disclosure_endpoints import router as disclosures
 from service.ledger.endpoints import router as ledger
+from service.ledger.recovery_endpoints import router as recoveries
 from service.models_endpoints import router as models
 from service.populations.endpoints import router as populations
 from service.problems import MEDIA_TYPE, install_handlers
@@ -82,6 +83,7 @@ AUTHENTICATED: tuple[APIRouter, ...] = (
     ledger,
     audits,
     disclosures,
+    recoveries,
     jobs,
     api_keys,
 )

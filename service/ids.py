@@ -23,6 +23,7 @@ PREFIXES = frozenset(
         "art_",
         "req_",
         "acc_",
+        "rst_",
     ]
 )
 

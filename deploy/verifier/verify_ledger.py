@@ -589,6 +589,11 @@ TYPES: dict[str, dict[str, Shape]] = {
     "release.approved": {"proposal": "int", "release": "id", "signature": "signature"},
     "release.rejected": {"proposal": "int", "release": "id", "signature": "signature"},
     "release.published": {**RELEASE_TERMS, "approvals": [APPROVAL], "proposal": "int"},
+    "backup.restored": {"reason": "code", "restore": "id", "rule": "code", "seen_size": "int"},
+    "restore.approved": {"proposal": "int", "restore": "id", "signature": "signature"},
+    "restore.rejected": {"proposal": "int", "restore": "id", "signature": "signature"},
+    "correction": {"proposal": "int", "reason": "code", "restore": "id"},
+    "restore.effective": {"approvals": [APPROVAL], "proposal": "int", "restore": "id"},
 }
 DISCLOSED = {"disclosed": {"*code": "hash"}}
 SECOND_VERSION: dict[str, dict[str, Shape]] = {
@@ -822,6 +827,7 @@ class Job:
     settle: dict[str, Any] | None = None
     limit_at_settle: dict[str, Any] = field(default_factory=dict)
     released: bool = False
+    forfeited: dict[str, int] = field(default_factory=dict)  # escrow spent by a recovery
 
 
 def account(block: str, kind: str, job: str = "") -> str:
@@ -1042,6 +1048,52 @@ class Replay:
         post = {account(b, "issuance"): -amount for b in population.blocks}
         return post | {account(b, "budget"): amount for b in population.blocks}
 
+    def _backup_restored(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        require(data["rule"] == "charge_whole", "an unknown rule of recovery")
+        self._propose(body, data["restore"])
+        return {}
+
+    def _restore_approved(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        return self._decided(body, data["restore"], "approve")
+
+    def _restore_rejected(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        return self._decided(body, data["restore"], "reject")
+
+    def _correction(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        """After a restored backup: all that is free or held is spent, by two people's word."""
+        proposal = self.proposals.get(data["proposal"])
+        named = proposal is not None and proposal["subject"] == data["restore"]
+        require(named and data["reason"] == "backup_restored", "a correction of nothing")
+        assert proposal is not None
+        signed = proposal["signed"]
+        agreed = len(signed) >= 2 and proposal["body"]["actor"] in signed
+        require(proposal["is_open"] and agreed, "not two people (I11)")
+        require(proposal["body"]["type"] == "backup.restored", "a correction of nothing")
+        post: dict[str, int] = {}
+        for name, amount in self._population(body).balances.items():
+            prefix, _, rest = name.rpartition("/")
+            kind, _, job_id = rest.partition(":")
+            if kind not in ("budget", "escrow"):
+                continue
+            block = prefix or "train"
+            spent = account(block, "spent")
+            post[name] = -amount
+            post[spent] = post.get(spent, 0) + amount
+            if job_id and self.jobs[job_id].settle is None:
+                forfeited = self.jobs[job_id].forfeited
+                forfeited[block] = forfeited.get(block, 0) + amount
+        proposal.setdefault("corrected", set()).add(body["pop"])
+        return post
+
+    def _restore_effective(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        proposal = self.proposals.get(data["proposal"], {})
+        require(
+            proposal.get("corrected", set()) == set(self.populations),
+            "a population was left out of the recovery",
+        )
+        self._concluded(body, data["restore"])
+        return {}
+
     def _price(self, told: int, computed: int) -> None:
         self.prices_checked += 1
         require(told == computed, f"{told} pico where {computed} is due ({told - computed:+d})")
@@ -1203,7 +1255,7 @@ class Replay:
         require(data["steps_started"] == started, "steps are counted wrongly")
         post: dict[str, int] = {}
         for name, block in job.blocks.items():
-            rest = int(block["amount"]) - job.spent.get(name, 0)
+            rest = int(block["amount"]) - job.spent.get(name, 0) - job.forfeited.get(name, 0)
             require(data["returned"].get(name) == str(rest), "returned amount differs")
             post |= {account(name, "escrow", data["job"]): -rest, account(name, "budget"): rest}
         require(set(data["returned"]) == set(job.blocks), "returned names other blocks")

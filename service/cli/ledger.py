@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.rotation import app as rotation_app
+from service.cli.recover import app as recover
 
 if TYPE_CHECKING:
     from service.cli.ledger_client import LedgerClient
 
 app = typer.Typer(no_args_is_help=True, help="Ask the ledger, take it out, say whom to trust.")
 app.add_typer(rotation_app, name="rotate-key")
+app.add_typer(recover, name="recover")
 
 DataDir = Annotated[
     Path | None,
@@ -28,6 +30,10 @@ KeyFile = Annotated[
 Csv = Annotated[bool, typer.Option("--csv", help="A table instead of JSON lines.")]
 Log = Annotated[str | None, typer.Option(help="Which log. Default: the newest.")]
 Population = Annotated[str | None, typer.Option(help="Only of this population.")]
+Recovery = Annotated[
+    int,
+    typer.Option(min=0, help="How many recoveries there were: each begins a new system log."),
+]
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 
@@ -306,12 +312,12 @@ def export(
 
 
 @app.command("vkey")
-def vkey(data_dir: DataDir = None) -> None:
+def vkey(data_dir: DataDir = None, recovery: Recovery = 0) -> None:
     """Print the key under which witnesses know this ledger, for `rldp witness trust`."""
     from service.cli.options import chosen_settings
     from service.cli.policy import print_vkey
 
-    print_vkey(chosen_settings(data_dir=data_dir))
+    print_vkey(chosen_settings(data_dir=data_dir), recovery=recovery)
 
 
 @app.command("policy")
@@ -321,9 +327,11 @@ def policy(
         int, typer.Option(min=60, help="How old witnesses' signatures may be, in seconds.")
     ] = 3600,
     data_dir: DataDir = None,
+    recovery: Recovery = 0,
 ) -> None:
     """Write what an auditor must trust: log and receipt keys, witnesses and their quorum."""
     from service.cli.options import chosen_settings
     from service.cli.policy import write_policy
 
-    write_policy(chosen_settings(data_dir=data_dir), out=out, max_age_seconds=max_age)
+    settings = chosen_settings(data_dir=data_dir)
+    write_policy(settings, out=out, max_age_seconds=max_age, recovery=recovery)

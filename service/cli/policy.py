@@ -18,14 +18,14 @@ from service.settings import Settings
 FORMAT = "dp-ledger-policy/1"
 
 
-def print_vkey(settings: Settings) -> None:
+def print_vkey(settings: Settings, *, recovery: int = 0) -> None:
     """The vkey of the system log, for the witnesses that shall watch it."""
     keys = load_keys(settings)
-    origin = system_origin(keys)
+    origin = system_origin(keys, recovery)
     typer.echo(notes.public_key(origin, notes.LOG_KEY, keys.log).text)
 
 
-def write_policy(settings: Settings, *, out: Path, max_age_seconds: int) -> None:
+def write_policy(settings: Settings, *, out: Path, max_age_seconds: int, recovery: int = 0) -> None:
     """Writes `policy.json`: log and receipt keys, witnesses, quorum, maximum age.
 
     It pins every log key of this deployment, the first as `log_key`, and a prepared one too.
@@ -43,7 +43,7 @@ def write_policy(settings: Settings, *, out: Path, max_age_seconds: int) -> None
         "previous_required": False,
         "quorum": settings.witness_quorum,
         "receipt_key": keys.receipt_public,
-        "system_origin": system_origin(keys),
+        "system_origin": system_origin(keys, recovery),
         **({"next_log_keys": following} if following else {}),
         **({"tsa_certificates": pinned(tsa.certificates)} if tsa else {}),
         "witnesses": [witness.key.text for witness in load_witnesses(settings.witnesses)],

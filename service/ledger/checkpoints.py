@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.database import now_us
@@ -49,17 +49,40 @@ def covering(session: Session, log_id: str, idx: int) -> SignedCheckpoint | None
 
 
 def system_log(session: Session) -> str | None:
-    return session.scalar(select(LogHead.log_id).where(LogHead.tenant_id == SYSTEM_TENANT))
+    """The system log in use: the first, or the one that the newest recovery has opened."""
+    return session.scalar(
+        select(LogHead.log_id)
+        .where(LogHead.tenant_id == SYSTEM_TENANT)
+        .order_by(LogHead.log_id.desc())
+        .limit(1)
+    )
 
 
-def _system_name(keys: LedgerKeys) -> str:
-    """The first key in the name keeps two deployments apart before one witness."""
-    return f"{SYSTEM_TENANT}/{keys.log_chain[0][:16]}"
+def system_name(keys: LedgerKeys, recovery: int = 0) -> str:
+    """The first key in the name keeps two deployments apart before one witness.
+
+    After the nth recovery the log begins anew under another name, because no witness may
+    ever sign a second continuation of the lost one.
+    """
+    name = f"{SYSTEM_TENANT}/{keys.log_chain[0][:16]}"
+    return f"{name}/{recovery:04d}" if recovery else name
 
 
-def system_origin(keys: LedgerKeys) -> str:
+def system_origin(keys: LedgerKeys, recovery: int = 0) -> str:
     """The origin under which witnesses know this deployment's system log."""
-    return f"{ORIGIN_HOST}/{_system_name(keys)}"
+    return f"{ORIGIN_HOST}/{system_name(keys, recovery)}"
+
+
+def next_system_log(session: Session, keys: LedgerKeys) -> None:
+    """Begins the system log that follows a recovery."""
+    logs = select(func.count()).select_from(LogHead).where(LogHead.tenant_id == SYSTEM_TENANT)
+    open_system_log(session, system_name(keys, session.scalar(logs) or 0))
+
+
+def open_system_log(session: Session, log_id: str) -> None:
+    """Begins a system log under its tenant."""
+    insert_if_absent(session, Tenant, {"id": SYSTEM_TENANT, "created_at": now_us()})
+    open_log(session, tenant_id=SYSTEM_TENANT, log_id=log_id)
 
 
 def publish(session: Session, keys: LedgerKeys, *, only: str | None = None) -> list[str]:
@@ -76,7 +99,7 @@ def publish(session: Session, keys: LedgerKeys, *, only: str | None = None) -> l
     if _is_entered(session, system, rotated_key(keys.log_public)):
         raise KeySuperseded
     signed = []
-    for log_id in _logs(session, system, only):
+    for log_id in _logs(session, only):
         made = _sign(session, keys, head_of(session, log_id))
         if made is not None:
             made.system_idx = _enter(session, system, made)
@@ -104,15 +127,16 @@ def locked_system_log(session: Session, keys: LedgerKeys) -> str:
     """The system log, opened at first use; its head is locked until the transaction ends."""
     found = system_log(session)
     if found is None:
-        insert_if_absent(session, Tenant, {"id": SYSTEM_TENANT, "created_at": now_us()})
-        found = _system_name(keys)
-        open_log(session, tenant_id=SYSTEM_TENANT, log_id=found)
+        found = system_name(keys)
+        open_system_log(session, found)
     lock = select(LogHead.log_id).where(LogHead.log_id == found).with_for_update()
     return session.execute(lock).scalar_one()
 
 
-def _logs(session: Session, system: str, only: str | None) -> list[str]:
-    statement = select(LogHead.log_id).where(LogHead.log_id != system).order_by(LogHead.log_id)
+def _logs(session: Session, only: str | None) -> list[str]:
+    statement = (
+        select(LogHead.log_id).where(LogHead.tenant_id != SYSTEM_TENANT).order_by(LogHead.log_id)
+    )
     if only is not None:
         statement = statement.where(LogHead.log_id == only)
     return list(session.scalars(statement))

@@ -224,14 +224,15 @@ class _Replay:
             self._report("I5", self._at(entry), "spent falls")
 
     def _job(self, entry: Entry, body: dict[str, Any]) -> None:
+        for name, amount in body["post"]:  # a correction moves escrows and is of no job
+            owner = name.partition("escrow:")[2]
+            if owner:
+                self.jobs[owner].escrow[name] += int(amount)
         if entry.job_id is None:
             return
         job, data, at = self.jobs[entry.job_id], body["data"], self._at(entry)
         if job.settled and entry.type not in AFTER_SETTLE:
             self._report("I6", at, f"{entry.type} after settle")
-        for name, amount in body["post"]:
-            if "escrow:" in name:
-                job.escrow[name] += int(amount)
         if entry.type == "reserve":
             job.reserved += 1
             job.job_limit = int(data["job_limit"])
@@ -268,7 +269,7 @@ class _Replay:
             self._report("I4", at, "the window's settings are missing")
 
     def _approvals(self, entry: Entry, body: dict[str, Any]) -> None:
-        if entry.type not in ("grant.effective", "release.published"):
+        if entry.type not in ("grant.effective", "release.published", "restore.effective"):
             return
         data, at = body["data"], self._at(entry)
         approvers = self.session.scalars(

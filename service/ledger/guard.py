@@ -54,6 +54,14 @@ def halt(session: Session, *, reason: str, seen_size: int) -> None:
     )
 
 
+def lift(session: Session) -> None:
+    """Ends a halt. Only for `service.ledger.recovery`, after two people have signed."""
+    values = dict.fromkeys(("halted_reason", "halted_at", "seen_size", "quorum_size"))
+    session.execute(
+        update(LedgerGuard).where(LedgerGuard.id == 1).values(**values, quorum_at=now_us())
+    )
+
+
 def configure_if_missing(session: Session) -> None:
     if session.get(LedgerGuard, 1) is None:
         configure(session, quorum=0)
@@ -100,7 +108,8 @@ def _require_unbroken(row: LedgerGuard | None) -> None:
         raise LedgerHalted(
             row.halted_reason,
             "The log does not extend what was signed or witnessed before; it takes no new "
-            "reservation and no charge. Restore the newest backup.",
+            "reservation and no charge. Restore the newest backup, or let two stewards settle "
+            "the loss: rldp ledger recover --help.",
         )
 
 

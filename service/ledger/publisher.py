@@ -23,9 +23,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from service.database import Database
-from service.ledger import anchors, checkpoints, guard, merkle, notes, tiles
+from service.ledger import anchors, checkpoints, guard, merkle, notes, recovery, tiles
 from service.ledger.anchors import Ask, Tsa, TsaUnreachable, ask_over_http, load_tsa
-from service.ledger.errors import KeySuperseded, LedgerBroken, LogShrunk
+from service.ledger.errors import KeySuperseded, LedgerBroken, LedgerHalted, LogShrunk
 from service.ledger.keys import LedgerKeys, load_keys
 from service.ledger.models import Cosignature, SignedCheckpoint
 from service.ledger.witnesses import (
@@ -75,20 +75,37 @@ class Publisher:
             logger.error("ledger halted", extra={"code": broken.reason})
             raise
 
+    def _recover_if_settled(self) -> None:
+        """Ends a halt once the stewards of every ledger have settled the loss.
+
+        The file that remembers the lost past is put aside first, never deleted: a crash
+        after that leaves the halt in the database, and the next turn does it again.
+        """
+        with self.db.transaction() as session:
+            if not recovery.is_settled(session):
+                return
+            path = self.folder / MEMORY_FILE
+            if path.exists():
+                path.replace(path.with_name(f"lost-{uuid.uuid4().hex}.checkpoint"))
+            recovery.lift(session, self.keys)
+        logger.warning("ledger recovered", extra={"code": "ledger_recovered"})
+
     def turn_quietly(self) -> None:
-        """A turn for its effect alone: a shrunken log is halted, the dispatcher tells again."""
-        with suppress(LogShrunk, KeySuperseded):
+        """A turn for its effect alone: a halt stands, the dispatcher tells again."""
+        with suppress(LedgerHalted, KeySuperseded):
             self.turn()
 
     def _turn(self, only: str | None) -> int:
         if self.reload is not None:
             self.keys = self.reload()
+        self._recover_if_settled()
         self._compare_with_memory()
         if self.witnesses and not self._has_asked:
             self._gather(must_ask=True)
             self._has_asked = True
         with self.db.transaction() as session:
             guard.configure(session, quorum=self.quorum)
+            guard.require_charges(session)  # nothing is signed on top of a lost past
             signed = checkpoints.publish(session, self.keys, only=only)
         self._remember()
         if self.witnesses:

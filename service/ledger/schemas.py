@@ -90,6 +90,12 @@ class ApprovalCreate(StrictModel):
     signature: str = Field(min_length=88, max_length=88, pattern=r"^[A-Za-z0-9+/]{86}==$")
 
 
+class RecoveryCreate(StrictModel):
+    """Proposes to end a halt. The rule is named so that nobody signs it unread."""
+
+    rule: Literal["charge_whole"]
+
+
 class TableQuery(ListQuery):
     """A list as JSON or CSV."""
 

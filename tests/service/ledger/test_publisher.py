@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +16,14 @@ from service.ledger import checkpoints, guard, notes
 from service.ledger import service as ledger
 from service.ledger import witnesses as clients
 from service.ledger.errors import LedgerHalted, LogShrunk
-from service.ledger.keys import LedgerKeys, load_keys
+from service.ledger.keys import load_keys
 from service.ledger.models import LedgerGuard
 from service.ledger.publisher import Publisher, make_publisher
 from service.ledger.witnesses import Witness, WitnessFileInvalid, WitnessUnreachable, load_witnesses
 from service.settings import Settings
 from tests.service.ledger import world as w
-from tests.service.ledger.street import Street, open_street
-
-
-@dataclass
-class Scene:
-    world: w.World
-    street: Street
-    publisher: Publisher
-    make: Callable[[], Publisher]
+from tests.service.ledger.backups import Scene, reserve, restore_old_backup
+from tests.service.ledger.street import open_street
 
 
 @pytest.fixture
@@ -60,13 +51,6 @@ def newest_note(db: Database) -> notes.Note:
         found = checkpoints.newest(session, system)
         assert found is not None
         return notes.parse_note(checkpoints.full_note(session, found))
-
-
-def reserve(world: w.World) -> str:
-    job = new_id("ftjob-")
-    with world.db.transaction() as session:
-        w.reserve(session, world, job=job)
-    return job
 
 
 def age_quorum(db: Database, seconds: int) -> None:
@@ -175,40 +159,7 @@ class TestRollback:
 
     @pytest.fixture
     def restored(self, tmp_path: Path) -> tuple[Scene, int]:
-        folder = tmp_path / "database"
-        folder.mkdir()
-        keys = load_keys(Settings(data_dir=tmp_path))
-        street = open_street(tmp_path / "street", keys)
-        with w.sqlite_database(folder) as db:
-            world = w.open_world(db)
-            self.publisher_of(db, street, keys, tmp_path).turn()
-            with db.engine.connect() as connection:
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-            shutil.copy(folder / "ledger.db", tmp_path / "backup.db")
-            job = reserve(world)
-            with db.transaction() as session:
-                w.start(session, job)
-            self.publisher_of(db, street, keys, tmp_path).turn()
-        for path in folder.iterdir():
-            path.unlink()
-        shutil.copy(tmp_path / "backup.db", folder / "ledger.db")
-        world.db = Database(f"sqlite:///{folder / 'ledger.db'}")
-
-        def make() -> Publisher:
-            return self.publisher_of(world.db, street, keys, tmp_path)
-
-        return Scene(world, street, make(), make), 0
-
-    @staticmethod
-    def publisher_of(db: Database, street: Street, keys: LedgerKeys, tmp: Path) -> Publisher:
-        return Publisher(
-            db=db,
-            keys=keys,
-            witnesses=street.clients(),
-            quorum=1,
-            folder=tmp / "memory",
-            post=street.post,
-        )
+        return restore_old_backup(tmp_path), 0
 
     def test_the_file_beside_the_database_halts_it(self, restored: tuple[Scene, int]) -> None:
         scene, _ = restored
