@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.rotation import app as rotation_app
 from service.cli.recover import app as recover
+from service.cli.rotation import app as rotation_app
 
 if TYPE_CHECKING:
     from service.cli.ledger_client import LedgerClient

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from service.database import Database
 from service.ledger import anchors, checkpoints, guard, merkle, notes, recovery, tiles
 from service.ledger.anchors import Ask, Tsa, TsaUnreachable, ask_over_http, load_tsa
-from service.ledger.errors import KeySuperseded, LedgerBroken, LedgerHalted, LogShrunk
+from service.ledger.errors import LedgerBroken, LedgerHalted, LogShrunk
 from service.ledger.keys import LedgerKeys, load_keys
 from service.ledger.models import Cosignature, SignedCheckpoint
 from service.ledger.witnesses import (
@@ -92,7 +92,7 @@ class Publisher:
 
     def turn_quietly(self) -> None:
         """A turn for its effect alone: a halt stands, the dispatcher tells again."""
-        with suppress(LedgerHalted, KeySuperseded):
+        with suppress(LedgerHalted):
             self.turn()
 
     def _turn(self, only: str | None) -> int:
