@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from service.artifacts import endpoints as artifact_files
@@ -26,6 +26,7 @@ ArtifactReader = Annotated[Subject, Depends(require_role("submitter", "steward")
 
 AfterParam = Annotated[str | None, Query(max_length=64)]
 LimitParam = Annotated[int, Query(ge=1, le=100)]
+KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 
 _METADATA = re.compile(r"metadata\[([\w.:/-]{1,64})\]")
 
@@ -37,9 +38,10 @@ def create_job(
     database: DatabaseDep,
     settings: SettingsDep,
     response: Response,
+    idempotency_key: KeyHeader = None,
 ) -> dict[str, Any]:
     """Reserves the worst case of the job's privacy loss and queues it."""
-    created = service.create_job(database, settings, subject, body)
+    created = service.create_job(database, settings, subject, body, idempotency_key)
     if created.is_replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return created.answer

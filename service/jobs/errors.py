@@ -9,6 +9,8 @@ JobError
 ├── FieldInvalid          a known field with an unacceptable value
 ├── PlanInfeasible        no plan meets what is asked
 ├── ModelNotAllowed       the base model is not in the catalogue
+├── IdempotencyKeyReused  the key stands with another request
+├── RequestInProgress     an equal key is held by a request still open
 └── ReleasePending        two stewards have not released the artifact yet
 """
 
@@ -102,6 +104,26 @@ class ModelNotAllowed(JobError):
         super().__init__("This base model is not offered. GET /v1/models lists those that are.")
 
 
+class IdempotencyKeyReused(JobError):
+    """The key stands with another request; nothing was written."""
+
+    code, status = "idempotency_key_reused", 422
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This Idempotency-Key was used for another request. Send a new key with a new request."
+        )
+
+
+class RequestInProgress(JobError):
+    """An equal key is held by a request still open; nothing was written."""
+
+    code, status = "request_in_progress", 409
+
+    def __init__(self) -> None:
+        super().__init__("The first request under this Idempotency-Key is still open.")
+
+
 ERROR_TABLE: dict[type[Exception], tuple[int, str]] = {
     kind: (kind.status, kind.code)
     for kind in (
@@ -112,5 +134,7 @@ ERROR_TABLE: dict[type[Exception], tuple[int, str]] = {
         FieldInvalid,
         PlanInfeasible,
         ModelNotAllowed,
+        IdempotencyKeyReused,
+        RequestInProgress,
     )
 }

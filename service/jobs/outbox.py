@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Select, delete, select, update
 
 from service.database import Database
+from service.jobs import idempotency
 from service.jobs.lifecycle import CLAIMABLE, TERMINAL
 from service.jobs.models import Job, NaturalKey, Outbox
 from service.jobs.transitions import SECOND, clock_us
@@ -107,7 +108,7 @@ def ring_again(db: Database) -> int:
 
 
 def clean(db: Database) -> None:
-    """Drops natural keys of jobs over for ten minutes, and messages sent a day ago."""
+    """Drops natural keys of jobs over for ten minutes, and keys and messages a day old."""
     with db.transaction() as session:
         now = clock_us(session)
         over = select(Job.id).where(
@@ -118,4 +119,5 @@ def clean(db: Database) -> None:
             .where(NaturalKey.job_id.in_(over))
             .execution_options(synchronize_session=False)
         )
+        idempotency.forget_old(session)
         session.execute(delete(Outbox).where(Outbox.sent_at <= now - KEPT_SECONDS * SECOND))

@@ -26,7 +26,7 @@ from dp_core.plan_report import PlanReport, report_plan
 from service.auth.subject import Subject
 from service.database import Database
 from service.ids import new_id
-from service.jobs import repository
+from service.jobs import idempotency, repository
 from service.jobs.errors import ModelNotAllowed, PlanInfeasible, StateConflict
 from service.jobs.estimate import (
     Terms,
@@ -128,29 +128,54 @@ def natural_key(subject: Subject, ordered: Ordered) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def create_job(db: Database, settings: Settings, subject: Subject, request: JobRequest) -> Created:
+def create_job(
+    db: Database,
+    settings: Settings,
+    subject: Subject,
+    request: JobRequest,
+    idempotency_key: str | None = None,
+) -> Created:
     """Plans, reserves and queues a job, or finds the one an equal request made.
+
+    Under a key the first answer is given again for a day, whatever became of the job.
 
     Raises: as `order_of`, and
         PlanInfeasible: no noise level meets what is asked.
         BudgetExceeded: a block has less left than the job may need; a refusal is entered.
+        IdempotencyKeyReused, RequestInProgress: of the key.
     """
+    keyed = _keyed(subject, request, idempotency_key)
     with db.reading() as session:
+        if keyed and (answer := idempotency.kept_answer(session, keyed)):
+            return Created(answer=answer, is_replayed=True)
         ordered = order_of(session, settings, subject, request)
         key = natural_key(subject, ordered)
         known = None if request.allow_duplicate else _job_under(session, subject, key)
-        if known is not None:
+        if known is not None and keyed is None:
             return Created(answer=job_answer(session, known), is_replayed=True)
     seed = request.seed if request.seed is not None else secrets.randbits(SEED_BITS)
     plan = plan_job(request, ordered.terms, seed=seed)
     try:
         with db.transaction() as session:
+            if keyed and (kept := idempotency.take(session, keyed)):
+                return Created(answer=kept, is_replayed=True)
             job, is_replayed = _insert(session, settings, subject, ordered, plan, key)
             answer = job_answer(session, job)
+            if keyed:
+                idempotency.keep(session, keyed, answer)
     except BudgetExceeded as refused:
         _record_refusal(db, subject, refused, key)
         raise
     return Created(answer=answer, is_replayed=is_replayed)
+
+
+def _keyed(
+    subject: Subject, request: JobRequest, idempotency_key: str | None
+) -> idempotency.Keyed | None:
+    if idempotency_key is None:
+        return None
+    asked = request.model_dump(mode="json")
+    return idempotency.keyed(subject, "POST /v1/fine_tuning/jobs", idempotency_key, asked)
 
 
 def _job_under(session: Session, subject: Subject, key: str) -> Job | None:

@@ -2,7 +2,7 @@
 
 Adds tables only; no entry is touched.
 
-Revision: 0004.
+Revision: 0003.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
+revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
