@@ -17,7 +17,8 @@ app = typer.Typer(
     signing key and API key; (3) all budget that was free or held is booked as spent, since
     the lost charges cannot be listed, and the ledger opens again; (4) give the witnesses the
     key of `rldp ledger vkey --recovery 1`, and the auditors a new policy; (5) propose grants
-    to go on.""",
+    to go on. If a limit was raised after the backup, leave that amount out of the new grant:
+    it may be spent, and the books no longer know of it.""",
 )
 Url = Annotated[str, typer.Option(envvar="RLDP_URL", help="The running service, without /v1.")]
 KeyFile = Annotated[

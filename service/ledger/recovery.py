@@ -1,9 +1,11 @@
 """Leaving `halted`: two stewards sign, and every unit that may be missing is spent (P14).
 
 A restored backup lacks charges, and whole reservations, that nobody can list from a size
-and a root alone. So the rule is the only one that can never under-charge: all that a
-population has free and all that its jobs hold is moved to spent, at the last approval and
-in its transaction. Training goes on after a new grant, which again needs two people.
+and a root alone. So all that a population has free and all that its jobs hold is moved to
+spent, at the last approval and in its transaction. Training goes on after a new grant,
+which again needs two people. One thing the rule cannot see: a limit that was raised after
+the backup is lost with what was spent of it. The stewards signed that raise; they leave
+its amount out of the new grant.
 
 Guarantee: no single person lifts the halt; each tenant's own stewards sign for its log;
 the halt stays until every ledger of the deployment was settled so, and until no invariant
