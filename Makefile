@@ -14,7 +14,7 @@ MUTANTS_ARGS ?=
 PACKAGES := dp_core controller service migrations deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types imports format bench bench-engine test-ci test-slow test-faults test-gpu mutants clean
+.PHONY: help install demo test check lint types imports format bench bench-engine bench-ledger test-ci test-slow test-faults test-gpu mutants clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench: $(STAMP) ## ratios that must hold, measured here
 
 bench-engine: $(STAMP) ## a private step against a plain one, and Opacus' [BENCH_ARGS=--help]
 	$(BIN)/python -m tests.benchmarks.engine --out build/bench $(BENCH_ARGS)
+
+bench-ledger: $(STAMP) ## many clients on one limit, appends a second, a log of a million entries
+	$(BIN)/python -m tests.benchmarks.ledger --out build/bench $(BENCH_ARGS)
 
 test-ci: $(STAMP) ## what CI runs after the tests: the ledger's long histories and every crash point
 	$(BIN)/python -m pytest -m ci -n auto

@@ -158,7 +158,8 @@ class TestCsv:
 
 class TestFiles:
     @pytest.mark.parametrize(
-        "content", [gzip.compress(b"{}"), b"PAR1....", b"PK\x03\x04....", b"\x28\xb5\x2f\xfd.."]
+        "content",
+        [gzip.compress(b"{}", mtime=0), b"PAR1....", b"PK\x03\x04....", b"\x28\xb5\x2f\xfd.."],
     )
     def test_archives_and_binary_tables_are_refused(self, tmp_path: Path, content: bytes) -> None:
         with pytest.raises(MediaTypeRefused):
