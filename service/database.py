@@ -60,6 +60,14 @@ class Database:
                 session.expunge_all()  # a rollback would expire the rows
                 session.rollback()
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """A read-only look whose statements all see the database as of one moment."""
+        with self.reading() as session:
+            if not self.is_sqlite:  # SQLite's BEGIN gives a snapshot already
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            yield session
+
     def dispose(self) -> None:
         self.engine.dispose()
 

@@ -10,12 +10,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.database import Database
 from service.datasets import retention
+from service.gauges import write_gauges
 from service.jobs import leases, outbox
 from service.ledger.publisher import Publisher
+from service.ledger.watch import Watch
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 SEND_SECONDS = 0.3
 REAP_SECONDS = 10.0
 SWEEP_SECONDS = 3600.0
+WATCH_SECONDS = 60.0
 PUBLISH_SECONDS = 5.0  # an entry must be under a signed checkpoint within a minute
 
 
@@ -34,12 +37,19 @@ class Dispatcher:
     settings: Settings
     ring: Callable[[str], None] | None  # None: no broker, workers poll
     publisher: Publisher | None = None  # None: another process signs the ledger
+    _watch: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._watch = Watch(db=self.db)
 
     def run(self, stop: threading.Event) -> None:
         """Works until told to stop. An unreachable database or broker only delays."""
         reap_seconds = min(REAP_SECONDS, self.settings.lease_seconds / 4)
-        reap_at = sweep_at = publish_at = 0.0
+        watch_at = reap_at = sweep_at = publish_at = 0.0
         while not stop.is_set():
+            if time.monotonic() >= watch_at:  # first, so that nothing broken is signed
+                self._guarded(self.watch)
+                watch_at = time.monotonic() + WATCH_SECONDS
             sent = self._guarded(self.send)
             if time.monotonic() >= reap_at:
                 self._guarded(self.reap)
@@ -95,6 +105,13 @@ class Dispatcher:
         outbox.ring_again(self.db)
         outbox.clean(self.db)
         return len(taken)
+
+    def watch(self) -> int:
+        """Checks the invariants, halts the ledger on a break, and writes the gauges."""
+        found = self._watch.turn()
+        with self.db.reading() as session:
+            write_gauges(session, self.settings.data_dir / "metrics" / "rldp.prom")
+        return found
 
     def publish(self) -> int:
         """Signs what has grown in the ledger and has it witnessed; halts it on a contradiction."""

@@ -26,6 +26,7 @@ USED_SHARES = (95, 80, 50)  # per cent
 CHECKPOINT_AGE_SECONDS = 120
 KINDS = (
     "ledger_halted",
+    "invariant_broken",
     "witness_stale",
     "witness_late",
     "checkpoint_late",
@@ -75,6 +76,8 @@ def _guard(session: Session) -> Iterator[Anomaly]:
     state = guard.state(session)
     age = state["quorum_age_seconds"]
     detail = {key: state[key] for key in ("quorum", "quorum_age_seconds", "reason")}
+    for name in sorted(guard.broken_invariants(session)):
+        yield Anomaly(kind="invariant_broken", subject=name, detail={})
     if state["state"] == "halted":
         yield Anomaly(kind="ledger_halted", subject="log", detail=detail)
     elif state["state"] == "stale":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,9 +78,12 @@ def check_all(session: Session) -> list[Finding]:
     """Every check over every log."""
     findings: list[Finding] = []
     for head in session.scalars(select(LogHead).order_by(LogHead.log_id)):
-        findings += _Replay(session, head).run()
-    findings += _check_balances(session)
-    findings += _check_populations(session)
+        replay = Replay(head.log_id)
+        replay.advance(session, head)
+        replay.check_tiles()
+        findings += replay.findings
+    findings += check_balances(session, _posted(session))
+    findings += check_populations(session)
     return findings
 
 
@@ -115,61 +119,86 @@ def check_job(session: Session, job_id: str) -> list[Finding]:
     return findings
 
 
-class _Replay:
-    """Reads one log from its first entry and compares each with its rows."""
+class Replay:
+    """Reads one log from its first entry and compares each with its rows.
 
-    def __init__(self, session: Session, head: LogHead) -> None:
-        self.session, self.head = session, head
+    `advance` may be called again, with a newer snapshot, and then reads only what is new.
+    """
+
+    def __init__(self, log_id: str) -> None:
+        self.log_id = log_id
         self.findings: list[Finding] = []
         self.jobs: dict[str, _Job] = defaultdict(_Job)
-        self.postings = self._load_postings()
-        self.signed = {
-            row.size: row.root
-            for row in session.scalars(
-                select(SignedCheckpoint).where(SignedCheckpoint.log_id == head.log_id)
-            )
-        }
+        self.posted: dict[str, int] = defaultdict(int)  # by account, of the postings read
+        self.size, self.prev, self.ts = 0, NO_LEAF, ""
+        self.frontier: list[str] = []
+        self.signed_size = 0
+        self.session: Session
+        self.head: LogHead
+        self.postings: dict[int, dict[str, int]]
 
     def _load_postings(self) -> dict[int, dict[str, int]]:
         found: dict[int, dict[str, int]] = defaultdict(dict)
         rows = self.session.execute(
             select(Posting.idx, Posting.account_id, Posting.amount_pico).where(
-                Posting.log_id == self.head.log_id
+                Posting.log_id == self.log_id, Posting.idx >= self.size
             )
         )
         for idx, account_id, amount in rows:
             found[idx][account_id] = amount
         return found
 
-    def run(self) -> list[Finding]:
-        prev, ts, frontier = NO_LEAF, "", list[str]()
+    def _load_signed(self) -> dict[int, str]:
+        """Roots by size of the checkpoints not seen yet; those of read sizes are compared here."""
         rows = self.session.scalars(
-            select(Entry).where(Entry.log_id == self.head.log_id).order_by(Entry.idx)
+            select(SignedCheckpoint).where(
+                SignedCheckpoint.log_id == self.log_id, SignedCheckpoint.size > self.signed_size
+            )
         )
-        size = 0
-        for size, entry in enumerate(rows, start=1):
+        signed = {row.size: row.root for row in rows}
+        self.signed_size = max(signed, default=self.signed_size)
+        read = tiles.node_reader(self.session, self.log_id)
+        for size in sorted(size for size in signed if 0 < size <= self.size):
+            if signed.pop(size) != merkle.root_at(size, read):
+                self._report("I10", self.log_id, f"the checkpoint of size {size} has another root")
+        return signed
+
+    def advance(self, session: Session, head: LogHead) -> None:
+        """Reads on to the head; findings are added to `findings`."""
+        self.session, self.head = session, head
+        self.postings, signed = self._load_postings(), self._load_signed()
+        rows = session.scalars(
+            select(Entry)
+            .where(Entry.log_id == self.log_id, Entry.idx >= self.size)
+            .order_by(Entry.idx)
+        )
+        for entry in rows:
             body = self._body(entry)
             if body is None:
-                return self.findings
-            self._chain(entry, body, size - 1, prev, ts)
-            self._columns(entry, body)
-            self._post(entry, body)
-            self._job(entry, body)
-            self._approvals(entry, body)
-            frontier = merkle.grow(frontier, size - 1, entry.leaf)
-            if self.signed.pop(size, merkle.EMPTY) not in (merkle.EMPTY, merkle.root_of(frontier)):
+                return
+            self._take(entry, body)
+            root = signed.pop(self.size, None)
+            if root not in (None, merkle.EMPTY, merkle.root_of(self.frontier)):
                 self._report("I10", self._at(entry), "the checkpoint of this size has another root")
-            prev, ts = entry.leaf, entry.ts
-        if (size, prev) != (self.head.size, self.head.last_leaf):
-            self._report("I9", self.head.log_id, "the head does not fit the last entry")
-        if " ".join(frontier) != self.head.frontier:
-            self._report("I9", self.head.log_id, "the tree does not fit the entries")
-        if self.signed:
-            self._report("I10", self.head.log_id, "the log is shorter than a checkpoint of it")
-        self._tiles()
-        return self.findings
+        if (self.size, self.prev) != (head.size, head.last_leaf):
+            self._report("I9", self.log_id, "the head does not fit the last entry")
+        if " ".join(self.frontier) != head.frontier:
+            self._report("I9", self.log_id, "the tree does not fit the entries")
+        if signed:
+            self._report("I10", self.log_id, "the log is shorter than a checkpoint of it")
 
-    def _tiles(self) -> None:
+    def _take(self, entry: Entry, body: dict[str, Any]) -> None:
+        self._chain(entry, body, self.size, self.prev, self.ts)
+        self._columns(entry, body)
+        self._post(entry, body)
+        self._job(entry, body)
+        self._approvals(entry, body)
+        for account_id, amount in self.postings.get(entry.idx, {}).items():
+            self.posted[account_id] += amount
+        self.frontier = merkle.grow(self.frontier, self.size, entry.leaf)
+        self.size, self.prev, self.ts = self.size + 1, entry.leaf, entry.ts
+
+    def check_tiles(self) -> None:
         """Tiles only copy the tree; a wrong one would make proofs that fail."""
         stored = select(TreeTile).where(TreeTile.log_id == self.head.log_id)
         for tile in self.session.scalars(stored.order_by(TreeTile.level, TreeTile.number)):
@@ -284,7 +313,14 @@ class _Replay:
             self._report("I11", at, "not approved by two people")
 
 
-def _check_balances(session: Session) -> list[Finding]:
+def _posted(session: Session) -> dict[str, int]:
+    """The sum of all postings of each account."""
+    sums = select(Posting.account_id, func.sum(Posting.amount_pico)).group_by(Posting.account_id)
+    return {account_id: int(total) for account_id, total in session.execute(sums)}
+
+
+def check_balances(session: Session, posted: Mapping[str, int]) -> list[Finding]:
+    """I1, I2 and I4 of every account, against the sums of its postings."""
     findings = []
     for population, block, total in session.execute(
         select(Account.population_id, Account.block, func.sum(Account.balance_pico)).group_by(
@@ -295,12 +331,6 @@ def _check_balances(session: Session) -> list[Finding]:
             findings.append(
                 Finding(invariant="I1", subject=f"{population}/{block}", problem=f"sum {total}")
             )
-    posted = {
-        account_id: int(total)
-        for account_id, total in session.execute(
-            select(Posting.account_id, func.sum(Posting.amount_pico)).group_by(Posting.account_id)
-        )
-    }
     for account in session.scalars(select(Account).execution_options(populate_existing=True)):
         if account.balance_pico < 0 and account.kind != "issuance":
             findings.append(Finding(invariant="I2", subject=account.id, problem="negative"))
@@ -311,7 +341,7 @@ def _check_balances(session: Session) -> list[Finding]:
     return findings
 
 
-def _check_populations(session: Session) -> list[Finding]:
+def check_populations(session: Session) -> list[Finding]:
     """I13: order and delta stand as first granted, unit, relation and blocks as registered."""
     findings = []
     statement = select(Entry.population_id, Entry.type, Entry.body).where(

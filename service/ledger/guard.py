@@ -22,6 +22,7 @@ from service.ledger.models import LedgerGuard
 ALERT_SECONDS = 300
 STALE_SECONDS = 3600
 SECOND_US = 1_000_000
+BROKEN = "invariant:"  # and the names follow; halted_reason holds 40 characters
 
 
 def configure(session: Session, *, quorum: int) -> None:
@@ -103,14 +104,28 @@ def require_charges(session: Session) -> None:
     _require_unbroken(_row(session))
 
 
+def broken_invariants(session: Session) -> set[str]:
+    """Names of the invariants whose break halted the ledger; empty for any other state."""
+    row = _row(session)
+    reason = (row and row.halted_reason) or ""
+    return set(reason.removeprefix(BROKEN).split(",")) if reason.startswith(BROKEN) else set()
+
+
 def _require_unbroken(row: LedgerGuard | None) -> None:
-    if row is not None and row.halted_reason is not None:
+    if row is None or row.halted_reason is None:
+        return
+    if row.halted_reason.startswith(BROKEN):
         raise LedgerHalted(
             row.halted_reason,
-            "The log does not extend what was signed or witnessed before; it takes no new "
-            "reservation and no charge. Restore the newest backup, or let two stewards settle "
-            "the loss: rldp ledger recover --help.",
+            "The ledger's rows break an invariant; it takes no new reservation and no charge. "
+            "See rldp ledger anomalies, and restore the newest backup.",
         )
+    raise LedgerHalted(
+        row.halted_reason,
+        "The log does not extend what was signed or witnessed before; it takes no new "
+        "reservation and no charge. Restore the newest backup, or let two stewards settle "
+        "the loss: rldp ledger recover --help.",
+    )
 
 
 def _row(session: Session) -> LedgerGuard | None:
