@@ -45,11 +45,11 @@ def artifact_list(session: Session, job_id: str) -> dict[str, Any]:
 
 
 def artifact_file(session: Session, job_id: str, name: str) -> Response:
-    """The bytes of one file, if a release of the job is published.
+    """The bytes of one file, if a release of the job is published under a checkpoint.
 
     Raises:
         NotFound: the job has no such file.
-        ServiceError: 403 release_pending.
+        ServiceError: 403 release_pending; 503 not_ready until the checkpoint is witnessed.
         InvariantViolation: the file's bytes are not those the ledger settled.
     """
     certificate = session.get(Certificate, job_id) if name == CERTIFICATE else None
@@ -61,6 +61,13 @@ def artifact_file(session: Session, job_id: str, name: str) -> Response:
             403,
             "release_pending",
             "Two stewards must publish a release of this job before its files can be taken.",
+        )
+    if not service.is_release_evident(session, job_id):
+        raise ServiceError(
+            503,
+            "not_ready",
+            "The release is signed by both stewards; its checkpoint is not, or not by enough "
+            "witnesses. This takes seconds: try again. If it lasts, see GET /v1/ledger/anomalies.",
         )
     if certificate is not None:
         headers = {"ETag": f'"{certificate.digest}"'}

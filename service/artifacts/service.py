@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from service.artifacts.models import Artifact
 from service.ids import new_id
-from service.ledger.models import ReleaseRequest
+from service.ledger.models import Entry, ReleaseRequest
+from service.ledger.standing import standing_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +61,19 @@ def release_state(session: Session, job_id: str) -> str:
     if "published" in states:
         return "published"
     return states[0] if states else "none"
+
+
+def is_release_evident(session: Session, job_id: str) -> bool:
+    """Whether `release.published` stands under a checkpoint with the quorum's signatures.
+
+    Until then the service could still deny the release (P9, ledger.md 10.4).
+    """
+    published = session.execute(
+        select(Entry.log_id, Entry.idx)
+        .where(Entry.job_id == job_id, Entry.type == "release.published")
+        .order_by(Entry.idx.desc())
+        .limit(1)
+    ).first()
+    return published is not None and standing_of(session, published.log_id).is_evident(
+        published.idx
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 ROLES = ("admin", "submitter", "steward_1", "steward_2", "auditor")
+CHECKPOINT_SECONDS = 60.0
 TIMEOUT = httpx.Timeout(30, read=180)  # the first calibration of a plan takes a while
 
 
@@ -103,6 +105,17 @@ class DemoClient:
     def download(self, role: str, path: str, target: Path) -> None:
         """Streams an answer into a file."""
         target.write_bytes(self.raw(role, "GET", path).content)
+
+    def download_when_ready(self, role: str, path: str, target: Path) -> None:
+        """As `download`; waits for the checkpoint that a release needs first."""
+        give_up = time.monotonic() + CHECKPOINT_SECONDS
+        while True:
+            try:
+                return self.download(role, path, target)
+            except ApiProblem as problem:
+                if problem.status != 503 or time.monotonic() > give_up:
+                    raise
+                time.sleep(1)
 
     def is_ready(self) -> bool:
         try:

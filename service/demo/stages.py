@@ -255,7 +255,9 @@ def release(client: DemoClient, screen: Screen, job_id: str) -> None:
 
 def download(client: DemoClient, job_id: str, out: Path) -> None:
     for name in ARTIFACTS:
-        client.download("submitter", f"/fine_tuning/jobs/{job_id}/artifacts/{name}", out / name)
+        client.download_when_ready(
+            "submitter", f"/fine_tuning/jobs/{job_id}/artifacts/{name}", out / name
+        )
     client.download("auditor", "/ledger/bundle", out / "ledger-bundle.zip")
 
 

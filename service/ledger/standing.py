@@ -30,6 +30,10 @@ class Standing:
             return "published"
         return "integrated" if idx < self.integrated else "stored"
 
+    def is_evident(self, idx: int) -> bool:
+        """Under a signed checkpoint, and one that the quorum has witnessed if there is one."""
+        return idx < (self.published if self.quorum else self.integrated)
+
     def at(self, idx: int | None) -> dict[str, Any]:
         """What an answer about entry `idx` says of its evidence."""
         return {

@@ -208,4 +208,5 @@ def _finished_job(world: w.World, run_plan: RunPlan, directory: Path) -> str:
         certificate=w.claim_of(run_plan, STEPS), reason_code=None,
     )  # fmt: skip
     w.publish(world, job_id)
+    w.sign_log(world, directory / "data")
     return job_id

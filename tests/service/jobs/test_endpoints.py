@@ -15,6 +15,8 @@ from fastapi.testclient import TestClient
 from service.app import create_app
 from service.auth.keys import issue_key
 from service.jobs import runtime
+from service.ledger import checkpoints, guard
+from service.ledger.models import LogHead
 from service.settings import Settings
 from tests.service.jobs import world as w
 from tests.service.jobs.test_service import BODY
@@ -286,15 +288,33 @@ class TestArtifacts:
         before = site.call("GET", path)
         assert (before.status_code, before.json()["error"]["code"]) == (403, "release_pending")
         lw.publish(site.world, job)
+        unsigned = site.call("GET", path)
+        assert (unsigned.status_code, unsigned.json()["error"]["code"]) == (503, "not_ready")
+        assert int(unsigned.headers["Retry-After"]) > 0
+        lw.sign_log(site.world, site.directory / "data")
         after = site.call("GET", path)
         assert after.status_code == 200
         digest = hashlib.sha256(after.content).hexdigest()
         listed = site.call("GET", f"{JOBS}/{job}/artifacts").json()["data"]
         assert digest in {file["sha256"] for file in listed if file["name"] == name}
 
+    def test_files_wait_for_the_witnesses_where_a_quorum_is_set(self, site: Site) -> None:
+        job = self._finished(site)
+        lw.publish(site.world, job)
+        lw.sign_log(site.world, site.directory / "data")
+        path = f"{JOBS}/{job}/artifacts/adapter_config.json"
+        with site.world.db.transaction() as session:
+            guard.configure(session, quorum=1)
+        assert site.call("GET", path).status_code == 503
+        with site.world.db.transaction() as session:
+            system = checkpoints.system_log(session)
+            guard.note_quorum(session, size=session.get_one(LogHead, system).size)
+        assert site.call("GET", path).status_code == 200
+
     def test_a_changed_file_is_not_handed_out(self, site: Site) -> None:
         job = self._finished(site)
         lw.publish(site.world, job)
+        lw.sign_log(site.world, site.directory / "data")
         (site.directory / "adapter_config.json").write_text("{}")
         answer = site.call("GET", f"{JOBS}/{job}/artifacts/adapter_config.json")
         assert answer.status_code == 500 and "{}" not in answer.text

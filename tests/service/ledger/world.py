@@ -28,7 +28,9 @@ from service.database import Database, now_us
 from service.ids import new_id, new_person_id
 from service.ledger import approvals, grants, releases
 from service.ledger import service as ledger
+from service.ledger.publisher import make_publisher
 from service.populations import service as populations
+from service.settings import Settings
 from service.tenants.models import Principal, Tenant
 
 POSTGRES_URL = os.environ.get(
@@ -420,3 +422,8 @@ def publish(world: World, job: str) -> str:
                 signature=world.sign(steward, shown["entry"]),
             )
     return str(shown["id"])
+
+
+def sign_log(world: World, directory: Path) -> None:
+    """What the dispatcher does every few seconds: checkpoints over all that stands."""
+    make_publisher(Settings(data_dir=directory), world.db).turn()
