@@ -27,7 +27,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.database import now_us
-from service.ledger import notes
+from service.ledger import notes, repository
 from service.ledger.checkpoints import newest
 from service.ledger.entries import insert_if_absent
 from service.ledger.models import Anchor, Entry, LogHead, SignedCheckpoint
@@ -109,7 +109,7 @@ def ask_over_http(url: str, body: bytes) -> bytes:
 
 def due(session: Session) -> list[SignedCheckpoint]:
     """The newest checkpoint of each tenant's ledger, if its time for a stamp has come."""
-    logs = select(LogHead.log_id).where(LogHead.log_id.like("tn\\_%/%", escape="\\"))
+    logs = select(LogHead.log_id).where(repository.is_ledger())
     found = (_due(session, log_id) for log_id in session.scalars(logs.order_by(LogHead.log_id)))
     return [one for one in found if one is not None]
 

@@ -3,7 +3,7 @@
 Guarantee: once a log was found shorter than, or different from, what was signed or
 witnessed, nothing is reserved or charged any more; the state never lifts itself. Without a
 witness quorum for an hour nothing new is reserved, while running jobs go on inside their
-escrow (ledger.md 19). The row is written by the publisher, read in the same transaction
+escrow (ledger.md 19). The row is written by publisher and watch, read in the same transaction
 as the reservation or charge.
 """
 

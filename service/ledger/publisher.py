@@ -65,7 +65,7 @@ class Publisher:
 
         Raises:
             LogShrunk: a log does not extend what was signed or witnessed; it is halted now.
-        KeySuperseded: the log's key was rotated, and this host has the old one still.
+            KeySuperseded: the log's key was rotated, and this host has the old one still.
         """
         try:
             return self._turn(only)

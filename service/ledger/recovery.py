@@ -22,7 +22,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.ids import new_id
-from service.ledger import accounts, approvals, checkpoints, fsck, guard
+from service.ledger import accounts, approvals, checkpoints, fsck, guard, repository
 from service.ledger.accounts import name_of
 from service.ledger.approvals import Decision
 from service.ledger.entries import SYSTEM, Draft, Movement, Receipt, append, log_of
@@ -30,7 +30,6 @@ from service.ledger.errors import LedgerBroken, LedgerNotFound, ProposalClosed
 from service.ledger.keys import LedgerKeys
 from service.ledger.models import Account, Entry, LedgerGuard, LogHead
 from service.populations.models import Population
-from service.tenants.models import SYSTEM_TENANT
 
 PROPOSED, EFFECTIVE, REJECTED = "backup.restored", "restore.effective", "restore.rejected"
 
@@ -39,8 +38,8 @@ def propose(session: Session, *, tenant_id: str, actor: str) -> dict[str, Any]:
     """Enters `backup.restored`; nothing moves before two stewards have signed.
 
     Raises:
-        ProposalClosed: the ledger is not halted by a lost past, or this tenant has a
-            proposal or has settled already.
+        ProposalClosed: the ledger is not halted, or this tenant has a proposal or has
+            settled already.
     """
     halted = _halted(session)
     log_id = log_of(session, tenant_id)
@@ -150,11 +149,7 @@ def _whole(session: Session, population_id: str) -> list[Movement]:
 
 
 def _all_settled(session: Session, halted: LedgerGuard) -> bool:
-    ledgers = session.scalars(
-        select(LogHead.log_id).where(
-            LogHead.tenant_id != SYSTEM_TENANT, ~LogHead.log_id.startswith("access/")
-        )
-    )
+    ledgers = session.scalars(select(LogHead.log_id).where(repository.is_ledger()))
     return all(_of_this_halt(session, log_id, EFFECTIVE, halted) for log_id in ledgers.all())
 
 

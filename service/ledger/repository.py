@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from service.ledger.errors import LedgerNotFound
@@ -20,6 +20,7 @@ from service.ledger.models import (
     SpendTally,
 )
 from service.populations.models import Population
+from service.tenants.models import SYSTEM_TENANT
 
 
 def visible_population(
@@ -132,6 +133,14 @@ def tallies(
 def is_ledger_of(tenant_id: str) -> ColumnElement[bool]:
     """The condition that a log is a ledger of the tenant, by its name `<tenant>/<year>`."""
     return LogHead.log_id.startswith(f"{tenant_id}/", autoescape=True)
+
+
+def is_ledger() -> ColumnElement[bool]:
+    """The condition that a log is some hospital's ledger: no access log, not the system's."""
+    return and_(
+        LogHead.tenant_id != SYSTEM_TENANT,
+        LogHead.log_id.startswith(LogHead.tenant_id + "/"),
+    )
 
 
 def head_of(session: Session, tenant_id: str, log_id: str | None = None) -> LogHead | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pickle
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from dp_core import replica
 from dp_core.artifact import save_adapter
 from dp_core.checkpoint import from_files
 from dp_core.errors import (
@@ -132,7 +135,13 @@ class TestWholeRun:
         for name, parameter in run.model.named_parameters():
             assert torch.equal(before[name], parameter) != ("lora_" in name), name
 
-    def test_learning_happens(self, blocks: Blocks) -> None:
+    def test_learning_happens(self, blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Fixed draws: with fresh ones the loss falls by .14 to .23, a rare false alarm.
+        dice = random.Random(1)
+        seeded = functools.partial(
+            PoissonSampler, entropy=dice.randbytes, row_entropy=dice.randbytes
+        )
+        monkeypatch.setattr(replica, "PoissonSampler", seeded)
         plan = dataclasses.replace(
             make_plan(),
             noise_levels=("0.300",),  # little noise; what it would certify is not asked here
