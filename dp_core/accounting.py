@@ -19,10 +19,10 @@ from functools import lru_cache
 
 import dp_accounting
 import mpmath
-from dp_accounting import pld
 
 from dp_core.errors import BudgetExhausted, CalibrationImpossible, PlanInvalid
 from dp_core.events import PoissonGaussian, decimal_of
+from dp_core.gaussian_pld import epsilon_of_events
 
 PICO = 10**12
 ORDER_MIN, ORDER_MAX = 2, 64
@@ -77,6 +77,11 @@ def charge_pico(event: PoissonGaussian, alpha: int) -> int:
     return event.steps * step_pico(event.q, event.noise_multiplier, alpha)
 
 
+def total_pico(events: Sequence[PoissonGaussian], alpha: int) -> int:
+    """Price of several events together: prices at one order add up."""
+    return sum(charge_pico(event, alpha) for event in events)
+
+
 def rdp_budget(epsilon: str, delta: str, alpha: int) -> mpmath.mpf:
     """RDP at order `alpha` that gives (epsilon, delta); may be <= 0 (order unusable)."""
     _check_order(alpha)
@@ -127,6 +132,24 @@ def round_up(value: Decimal) -> Decimal:
     return value.quantize(Decimal("0.0001"), rounding=ROUND_CEILING)
 
 
+def charge_curve(events: Sequence[PoissonGaussian]) -> list[int]:
+    """What the events cost together at each order 2..64, in pico-RDP."""
+    orders = range(ORDER_MIN, ORDER_MAX + 1)
+    return [total_pico(events, alpha) for alpha in orders]
+
+
+def epsilon_of_curve(curve: Sequence[int], delta: str) -> str:
+    """The smallest epsilon over the orders 2..64 of `charge_curve`; "0" when nothing was spent.
+
+    A report, never a guarantee: choosing the best order afterwards is not a filter
+    (ledger.md 3.7).
+    """
+    if not any(curve):
+        return "0"
+    orders = range(ORDER_MIN, ORDER_MAX + 1)
+    return str(min(epsilon_of_pico(s, delta, a) for s, a in zip(curve, orders, strict=True)))
+
+
 def epsilon_so_far(
     events: Sequence[PoissonGaussian], delta: str, *, is_fixed_schedule: bool = False
 ) -> str:
@@ -141,10 +164,7 @@ def epsilon_so_far(
         return "0"
     if is_fixed_schedule:
         return pld_epsilon(events, delta)
-    orders = range(ORDER_MIN, ORDER_MAX + 1)
-    return str(
-        min(epsilon_of_pico(sum(charge_pico(e, a) for e in events), delta, a) for a in orders)
-    )
+    return epsilon_of_curve(charge_curve(events), delta)
 
 
 class RdpFilter:
@@ -184,14 +204,7 @@ class RdpFilter:
 
 @lru_cache(maxsize=4096)
 def _pld_epsilon(events: tuple[PoissonGaussian, ...], delta: str, interval: float) -> float:
-    accountant = pld.PLDAccountant(
-        dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
-        value_discretization_interval=interval,
-    )
-    for event in events:
-        if event.steps:
-            accountant.compose(to_dp_event(event))
-    return float(accountant.get_epsilon(float(delta)))
+    return epsilon_of_events(events, float(delta), interval)
 
 
 def to_dp_event(event: PoissonGaussian) -> dp_accounting.DpEvent:
@@ -214,6 +227,6 @@ def pld_epsilon(events: Sequence[PoissonGaussian], delta: str) -> str:
     return str(round_up(Decimal(repr(epsilon))))
 
 
-def pld_epsilon_coarse(event: PoissonGaussian, delta: str, interval: float) -> float:
+def pld_epsilon_coarse(events: Sequence[PoissonGaussian], delta: str, interval: float) -> float:
     """PLD epsilon at a wider interval: an upper bound too, cheaper and looser. For searches."""
-    return _pld_epsilon((event,), delta, interval)
+    return _pld_epsilon(tuple(events), delta, interval)

@@ -1,9 +1,10 @@
 """Noise levels that meet (epsilon, delta): fixed schedules by PLD, menus by one RDP order.
 
 Fixed mode (C1): smallest noise multiplier on the 0.001 grid whose PLD epsilon of the
-whole schedule stays within the target. Adaptive mode (C2): smallest reference multiplier
-over the orders, with a menu around it. Registration (C3): an order for a population.
-Numbers: privacy.md section 9. Results are cached by their arguments.
+whole run stays within the target; for a course of changing noise, its smallest height.
+Adaptive mode (C2): smallest reference multiplier over the orders, with a menu around it.
+Registration (C3): an order for a population. Numbers: privacy.md section 9. Results are
+cached by their arguments.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from decimal import ROUND_CEILING, Decimal
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import count
 
 from dp_core.accounting import (
@@ -28,8 +29,8 @@ from dp_core.accounting import (
 from dp_core.errors import CalibrationImpossible
 from dp_core.events import PoissonGaussian, decimal_of
 from dp_core.noise_estimate import noise_multiplier_estimate
+from dp_core.noise_schedule import GRID, NoiseSchedule, scaled
 
-GRID = Decimal("0.001")
 GRID_MAX = 100_000  # multiplier 100
 MENU_FACTORS = tuple(Decimal(f) for f in ("0.9", "1", "1.1", "1.25", "1.5"))
 LOWEST_LEVEL_AFFORDS = 8  # at least 1/8 of the steps
@@ -91,23 +92,47 @@ def calibrate_fixed(*, epsilon: str, delta: str, q: str, steps: int) -> tuple[st
         PlanInvalid: an argument is out of range.
         CalibrationImpossible: no multiplier up to 100 suffices.
     """
+    schedule, certified = calibrate_schedule(
+        epsilon=epsilon, delta=delta, q=q, parts=(("1", steps),)
+    )
+    return schedule.levels[0], certified
+
+
+@lru_cache(maxsize=1024)
+def calibrate_schedule(
+    *, epsilon: str, delta: str, q: str, parts: tuple[tuple[str, int], ...]
+) -> tuple[NoiseSchedule, str]:
+    """The lowest schedule of a given course with PLD epsilon <= epsilon, and that epsilon.
+
+    `parts` are (factor, steps) as `NoiseShape.over` gives them; level = height * factor,
+    rounded up to the grid, and the height is the smallest on the grid (C1, A5). Guarantee and
+    cost as `calibrate_fixed`, each evaluation about once per level.
+
+    Raises:
+        PlanInvalid: an argument is out of range.
+        CalibrationImpossible: no height up to 100 suffices.
+    """
     rdp_budget(epsilon, delta, ORDER_MIN)  # refuses an epsilon or delta out of range
-    PoissonGaussian(q=q, noise_multiplier="1", steps=steps)  # and a rate or number of steps
     target = decimal_of(epsilon, field="target_epsilon")
 
-    def event(index: int) -> PoissonGaussian:
-        return PoissonGaussian(q=q, noise_multiplier=_grid_text(index), steps=steps)
+    @cache
+    def events(index: int) -> tuple[PoissonGaussian, ...]:
+        return scaled(parts, index * GRID).events(q)
 
+    events(GRID_MAX)  # refuses a rate or number of steps out of range
+    steps = sum(part[1] for part in parts)
     estimate = noise_multiplier_estimate(
         epsilon=float(target), delta=float(delta), q=[float(q)], steps=[steps]
     )
-    guess, slope = round(float(estimate[0]) / float(GRID)), -1.5
+    # Near the target RDP falls about as 1/sigma^2: the course with that mean is the guess.
+    mean_square = sum(n / float(factor) ** 2 for factor, n in parts) / steps
+    guess, slope = round(float(estimate[0]) * math.sqrt(mean_square) / float(GRID)), -1.5
     with suppress(CalibrationImpossible):  # too coarse to find anything: keep the estimate
         guess, slope = _smallest(
-            lambda i: Decimal(pld_epsilon_coarse(event(i), delta, COARSE_INTERVAL)), target, guess
+            lambda i: Decimal(pld_epsilon_coarse(events(i), delta, COARSE_INTERVAL)), target, guess
         )
-    index, _ = _smallest(lambda i: Decimal(pld_epsilon([event(i)], delta)), target, guess, slope)
-    return _grid_text(index), pld_epsilon([event(index)], delta)
+    index, _ = _smallest(lambda i: Decimal(pld_epsilon(events(i), delta)), target, guess, slope)
+    return scaled(parts, index * GRID), pld_epsilon(events(index), delta)
 
 
 @lru_cache(maxsize=256)
@@ -117,8 +142,11 @@ def calibrate_adaptive(
     """Frozen order, menu of multipliers and the steps each affords (C2).
 
     Raises:
-        CalibrationImpossible: no order in 2..64 is admissible.
+        CalibrationImpossible: no order in 2..64 is admissible, because none holds the steps at
+            all, or because at every one the noise is so low that the menu's lowest level costs
+            more than eight times the reference's steps.
     """
+    too_steep: int | None = None
     best: tuple[int, int, tuple[str, ...], tuple[int, ...]] | None = None
     for alpha in range(ORDER_MIN, ORDER_MAX + 1):
         try:
@@ -141,8 +169,15 @@ def calibrate_adaptive(
         )
         steps = tuple(affordable(level) for level in menu)
         enough = steps[0] * LOWEST_LEVEL_AFFORDS >= steps_started_max
+        too_steep = reference if not enough and too_steep is None else too_steep
         if enough and (best is None or reference < best[0]):
             best = (reference, alpha, menu, steps)
+    if best is None and too_steep is not None:
+        raise CalibrationImpossible(
+            f"So few steps need a noise multiplier of only {_grid_text(too_steep)}, and a tenth "
+            "less costs more than eight times as much: a policy cannot choose the level there. "
+            "Take fixed_sigma, a larger batch or many more steps."
+        )
     if best is None:
         raise CalibrationImpossible(
             f"No order in {ORDER_MIN}..{ORDER_MAX} affords {steps_started_max} steps at epsilon "

@@ -90,14 +90,14 @@ def _claim(plan: RunPlan) -> dict[str, Any]:
         "plan_digest": plan.digest(),
         "relation": plan.relation,
         "rule": "pld_fixed_schedule" if fixed else "rdp_filter",
-        "schedule_digest": canonical_digest(plan.training_event().to_dict()) if fixed else None,
+        "schedule_digest": canonical_digest(plan.worst_schedule.to_list()) if fixed else None,
         "unit": plan.unit,
         "validation_block_epsilon": plan.validation_epsilon,
     }
 
 
 def _mechanism(plan: RunPlan, layout_digest: str, groups: int, noise_source: str) -> dict[str, Any]:
-    return {
+    document: dict[str, Any] = {
         "clipping": plan.clipping.rule,
         "clip_factor": plan.clipping.factor,
         "grouping": plan.clipping.grouping,
@@ -113,6 +113,9 @@ def _mechanism(plan: RunPlan, layout_digest: str, groups: int, noise_source: str
         "sum_dtype": plan.sum_dtype,
         "telemetry_share": plan.telemetry.share,
     }
+    if plan.noise_schedule is not None:
+        document["noise_schedule"] = plan.noise_schedule.to_list()
+    return document
 
 
 def _released(value: ReleasedValue | None) -> dict[str, str] | None:

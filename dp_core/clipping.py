@@ -94,17 +94,18 @@ def _usable(factors: torch.Tensor, norms: torch.Tensor, mask: torch.Tensor) -> t
 
 
 def whitened_factors(
-    norms: torch.Tensor, weights: torch.Tensor, mask: torch.Tensor
+    norms: torch.Tensor, weights: torch.Tensor, mask: torch.Tensor, factor: ClipFactor = "clip"
 ) -> torch.Tensor:
     """One factor per patient over all groups, in units of each group's noise (G9): (P,).
 
-    `norms` (K, P), `weights` (K, 1). With u_i = (g_ik / w_k)_k a patient is scaled by
-    min(1, 1/norm(u_i)). One patient moves the vector of sums by at most 1 in those units;
+    `norms` (K, P), `weights` (K, 1). With u_i = (g_ik / w_k)_k a patient is scaled by the
+    factor of norm(u_i) at clip norm 1: min(1, 1/norm(u_i)) for the rule "clip". One patient
+    moves the vector of sums by at most 1 in those units, whatever the factor; under "clip"
     a patient with every norm_k <= C_k is left alone when w_k = C_k / sqrt(share_k). A
     patient with an unusable value in any group contributes zero to all of them (F1).
     """
     joint = (norms / weights).square().sum(dim=0).sqrt()
-    return _usable(_clip(joint.new_ones(()), joint), joint, mask)
+    return _usable(FACTORS[factor](joint.new_ones(()), joint), joint, mask)
 
 
 def weighted_sum(

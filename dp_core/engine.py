@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from dp_core.clipping import (
@@ -37,6 +38,35 @@ class CanaryRows(Protocol):
 
     def rows(self, group_index: int, like: torch.Tensor) -> torch.Tensor | None:
         """(n, size) on the device of `like`, the same n for all groups; None: no canaries."""
+        ...
+
+
+class StepAudit(Protocol):
+    """Extra units of an audit in a job's own steps, drawn and clipped as patients are.
+
+    Why no patient loses by it: a unit is synthetic and public, it is drawn by a coin of its
+    own at the patients' q, and its clipped row is a constant added to the sum. Datasets that
+    differ in one patient differ as before, by that patient's clipped row: sensitivity, q,
+    noise and the divisor (the public batch size) are those of a job without an audit.
+    """
+
+    @property
+    def units(self) -> int:
+        """How many units join the sampler's population, behind the patients."""
+        ...
+
+    def rows(self, units: np.ndarray, settings: StepSettings) -> CanaryRows:
+        """The rows of the units that a step drew, numbered from 0."""
+        ...
+
+    def take_released(
+        self, step_index: int, settings: StepSettings, sums: Sequence[torch.Tensor]
+    ) -> None:
+        """The noised sums of the step whose rows were asked for last, in front of the divisor."""
+        ...
+
+    def keep(self) -> None:
+        """A window is done: what was seen of it outlives the process from now on."""
         ...
 
 
@@ -112,6 +142,9 @@ class PatientClipper:
         self._extra = 0 if extra is None else len(extra)
         ones = slot_mask.new_ones(self._extra)
         self._mask = torch.cat([slot_mask, ones]).to(like.device)
+        # Canaries come in another number each step: their stacks would add up.
+        usual = (self.patients, len(self._mask))
+        self._buffers = {key: b for key, b in self._buffers.items() if key[0] in usual}
         self._dtype = torch.promote_types(like.dtype, torch.float32)
         if settings is not self._settings:
             self._settings = settings
@@ -232,7 +265,7 @@ class PatientClipper:
         else:
             index = torch.tensor([k for k, _ in members], device=rows.device)
         clips, _, quanta = self._device_settings
-        factors = clip_factors(norms, clips[index], self._mask, self._settings.factor)
+        factors = self._factors([rows], norms, clips[index])
         self._norms[index] = norms
         sums = weighted_sum(rows, factors, norms, quanta[index] if self._sums.is_grid else None)
         for (group, tensor), total in zip(members, sums, strict=True):
@@ -252,8 +285,18 @@ class PatientClipper:
         norms = joint_norms(each)
         self._norms[group] = norms
         clips = self._device_settings[0][group]
-        factors = clip_factors(norms, clips, self._mask, self._settings.factor)
-        self._add(group, tensors, each, factors)
+        factors = self._factors([rows[None] for rows in tensors], norms[None], clips[None])
+        self._add(group, tensors, each, factors[0])
+
+    def _factors(
+        self, rows: Sequence[torch.Tensor], norms: torch.Tensor, clips: torch.Tensor
+    ) -> torch.Tensor:
+        """(G, P) factors of groups from norms (G, P) and clips (G, 1); `rows`: (G, P, d) each.
+
+        Only a planted fault of the audit looks at the rows.
+        """
+        assert self._settings is not None
+        return clip_factors(norms, clips, self._mask, self._settings.factor)
 
     def _add(
         self,
@@ -274,7 +317,10 @@ class PatientClipper:
         each = {key: row_norms(rows) for key, rows in self._held.items()}
         for k, group in enumerate(self.groups):
             self._norms[k] = joint_norms([each[k, i] for i in range(len(group.parameters))])
-        factors = whitened_factors(self._norms, self._device_settings[1], self._mask)
+        assert self._settings is not None
+        factors = whitened_factors(
+            self._norms, self._device_settings[1], self._mask, self._settings.factor
+        )
         for k, group in enumerate(self.groups):
             keys = [(k, i) for i in range(len(group.parameters))]
             self._add(k, [self._held[key] for key in keys], [each[key] for key in keys], factors)

@@ -45,7 +45,7 @@ def _check_canonical(value: Any) -> None:
         if not -_INTEGER_LIMIT < value < _INTEGER_LIMIT:
             raise PlanInvalid("canonical form", "an integer beyond 2^53", "Write it as a string.")
     elif isinstance(value, str):
-        if not all(" " <= char <= "~" for char in value):
+        if not (value.isascii() and value.isprintable()):  # " " to "~"
             raise PlanInvalid("canonical form", "text beyond printable ASCII")
     elif isinstance(value, (list, tuple)):
         for item in value:

@@ -30,6 +30,7 @@ STD_INFLATION = 1 + 2.0**-20
 SHARE_MIN_OF_EQUAL = 0.1
 CLIP_BIT_SENSITIVITY = 0.5  # of a centred bit (G13)
 GROUP_SIZE_MAX = 10_000_000
+REFERENCE_GAIN, REFERENCE_GAIN_MAX = 0.2, 1.0  # per step, and per window
 GRID_QUANTA = 2**14  # noise std in quanta of the integer grid (G12)
 
 
@@ -175,15 +176,22 @@ def prior_shares(allocation: Allocation, clips: np.ndarray, sizes: np.ndarray) -
 
 
 def admit(
-    plan: RunPlan, layout: GroupLayout, references: Sequence[float], action: GroupActions
+    plan: RunPlan,
+    layout: GroupLayout,
+    references: Sequence[float],
+    action: GroupActions,
+    *,
+    first_step: int | None = None,
 ) -> StepSettings:
     """Maps any action, NaN and infinities included, to valid settings (privacy.md 2.1).
 
-    `references` are the current Cref_k. Guarantee (G5): the recomputed sigma lies in
-    [level, level * (1 + 2e-6)].
+    `references` are the current Cref_k; `first_step` is the started step with which the
+    window begins, needed where the plan has a schedule of the noise. Guarantee (G5): the
+    recomputed sigma lies in [level, level * (1 + 2e-6)].
 
     Raises:
-        PlanViolation: the action has another number of groups.
+        PlanViolation: the action has another number of groups, or the window no place in
+            the schedule.
         InvariantViolation: sigma would fall below the level; nothing was drawn.
     """
     count = len(layout)
@@ -192,7 +200,7 @@ def admit(
     clipping = plan.clipping
     clips = _clip_norms(clipping, references, _bounded(action.clip))
     shares = _shares(clipping, clips, layout, _bounded(action.share))
-    level = choose_level(plan, action.level)
+    level = _level(plan, action, first_step)
     settings = _settings(plan, layout, clips, shares, level)
     sigma = settings.effective_noise_multiplier()
     if not float(level) <= sigma <= float(level) * (1 + 2e-6):
@@ -200,8 +208,17 @@ def admit(
     return settings
 
 
+def _level(plan: RunPlan, action: GroupActions, first_step: int | None) -> str:
+    """Step 4 of the action map: in fixed mode the schedule alone decides."""
+    if plan.noise_schedule is None:
+        return choose_level(plan, action.level)
+    if first_step is None:
+        raise PlanViolation("A plan with a schedule of the noise needs the window's first step.")
+    return plan.noise_schedule.at(first_step)[0]
+
+
 def choose_level(plan: RunPlan, x: float) -> str:
-    """Step 4 of the action map: a level of the menu; NaN gives the middle."""
+    """A level of the menu; NaN gives the middle."""
     menu = plan.noise_levels
     position = float(_bounded((x,))[0])
     return menu[min(int((position + 1) / 2 * len(menu)), len(menu) - 1)]
@@ -260,16 +277,20 @@ def _settings(
 
 
 def next_references(
-    plan: ClippingPlan, references: Sequence[float], fractions: Sequence[float]
+    plan: ClippingPlan, references: Sequence[float], fractions: Sequence[float], *, steps: int
 ) -> tuple[float, ...]:
     """Clip references after a window (G7): towards the target fraction of unclipped patients.
 
-    `fractions` are the noised shares of patients with norm <= C_k, released values.
+    `fractions` are the noised shares of patients with norm <= C_k, released values; `steps`
+    are the plan's steps of a window. log C moves by 0.2 of the error for each of them, the
+    step of Andrew et al. (1905.03871, section 2.2), and by the whole error at most: the
+    fraction answers to log C with a slope near 1, so that more would overshoot.
     """
+    gain = min(REFERENCE_GAIN * steps, REFERENCE_GAIN_MAX)
     low, high = float(plan.clip_min), float(plan.clip_max)
     target = float(plan.target_fraction)
     clamped = [min(max(f, 0.0), 1.0) if math.isfinite(f) else target for f in fractions]
     return tuple(
-        min(max(c * math.exp(-0.2 * (f - target)), low), high)
+        min(max(c * math.exp(-gain * (f - target)), low), high)
         for c, f in zip(references, clamped, strict=True)
     )

@@ -46,6 +46,10 @@ class OneBackwardEngine:
         self._rows = 0
         self._rows_per_patient = 1
 
+    def use_clipper(self, clipper: PatientClipper) -> None:
+        """Another way of clipping: for planted faults of the audit, between two steps."""
+        self._clipper = clipper
+
     def open(
         self,
         *,

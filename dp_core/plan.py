@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from dp_core.errors import PlanInvalid, SamplerNotPoisson
 from dp_core.events import PoissonGaussian, canonical_digest, decimal_of
+from dp_core.noise_schedule import LEVELS_MAX, NoiseSchedule
 
 FORMAT_VERSION = 1
 STEPS_PER_CHUNK_MAX = 500
@@ -49,7 +50,7 @@ class ClippingPlan:
 
     grouping: Grouping = "tensor"
     rule: ClipRule = "per_group"
-    factor: ClipFactor = "clip"  # of the per-group rule
+    factor: ClipFactor = "clip"
     allocation: Allocation = "least_energy"
     clip_norm: str = "0.05"
     clip_min: str = "0.0001"
@@ -67,8 +68,6 @@ class ClippingPlan:
         for name, offered in _CLOSED_SETS.items():
             if getattr(self, name) not in offered:
                 raise PlanInvalid(name, f"not one of {', '.join(offered)}")
-        if self.rule == "whitened" and self.factor != "clip":
-            raise PlanInvalid("factor", "whitened clipping has the factor 'clip' only")
         if not 0 < values["clip_min"] <= values["clip_norm"] <= values["clip_max"]:
             raise PlanInvalid("clip_norm", "needs 0 < clip_min <= clip_norm <= clip_max")
         if not 0 < values["target_fraction"] < 1:
@@ -179,7 +178,9 @@ class RunPlan:
     steps_planned: int
     steps_started_max: int
     steps_per_chunk: int
-    noise_levels: tuple[str, ...]  # fixed mode: one level; adaptive: the menu, ascending
+    # Ascending. Adaptive: the menu. Fixed: one level, or those of the schedule.
+    noise_levels: tuple[str, ...]
+    noise_schedule: NoiseSchedule | None = None  # fixed mode; None: one level throughout
     alpha_job: int | None = None  # adaptive mode: the frozen order of the job's filter
     job_limit: int  # fixed: steps_started_max; adaptive: pico-RDP at alpha_job
     epsilon_certified: str  # of the training block, to steps_started_max or the filter's limit
@@ -259,33 +260,60 @@ class RunPlan:
         q = decimal_of(self.sampling_probability, field="sampling_probability")
         if not 0 < q <= 1:
             raise PlanInvalid("sampling_probability", "outside (0, 1]")
-        if not 1 <= len(self.noise_levels) <= 8:
-            raise PlanInvalid("noise_levels", "needs 1 to 8 levels")
+        if not 1 <= len(self.noise_levels) <= LEVELS_MAX:
+            raise PlanInvalid("noise_levels", f"needs 1 to {LEVELS_MAX} levels")
         levels = [decimal_of(level, field="noise_levels") for level in self.noise_levels]
         if any(level <= 0 for level in levels) or levels != sorted(set(levels)):
             raise PlanInvalid("noise_levels", "must be positive and strictly ascending")
-        if self.mode == "fixed_sigma" and len(levels) != 1:
-            raise PlanInvalid("noise_levels", "fixed_sigma takes one level")
         if self.mode == "adaptive_sigma" and self.alpha_job is None:
             raise PlanInvalid("alpha_job", "adaptive_sigma needs a frozen order")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        schedule = self.noise_schedule
+        if schedule is None:
+            if self.mode == "fixed_sigma" and len(self.noise_levels) != 1:
+                raise PlanInvalid("noise_levels", "fixed_sigma takes one level without a schedule")
+            return
+        if self.mode != "fixed_sigma":
+            raise PlanInvalid(
+                "noise_schedule", "adaptive_sigma chooses its levels online", "Use fixed_sigma."
+            )
+        if len(schedule.segments) < 2:
+            raise PlanInvalid("noise_schedule", "one level throughout", "Leave the schedule out.")
+        if schedule.levels != self.noise_levels:
+            raise PlanInvalid("noise_levels", "not the levels of the schedule")
+        if schedule.steps != self.steps_started_max:
+            raise PlanInvalid("noise_schedule", "does not cover steps_started_max")
 
     @property
     def chunks_planned(self) -> int:
         """Windows of the run as planned; the last one may be shorter."""
         return -(-self.steps_planned // self.steps_per_chunk)
 
-    def training_event(self) -> PoissonGaussian:
-        """The registered schedule of fixed mode, to `steps_started_max`."""
-        return PoissonGaussian(
-            q=self.sampling_probability,
-            noise_multiplier=self.noise_levels[0],
-            steps=self.steps_started_max,
-        )
+    @property
+    def worst_schedule(self) -> NoiseSchedule:
+        """The dearest course the job may take, to `steps_started_max`.
+
+        In fixed mode the registered schedule, the only one; in adaptive mode every step at
+        the menu's least noise.
+        """
+        if self.noise_schedule is not None:
+            return self.noise_schedule
+        return NoiseSchedule.constant(self.noise_levels[0], self.steps_started_max)
+
+    def training_events(self) -> tuple[PoissonGaussian, ...]:
+        """`worst_schedule` as what it releases, one event per level."""
+        return self.worst_schedule.events(self.sampling_probability)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; floats never occur in it."""
         document = dataclasses.asdict(self)
         document["noise_levels"] = list(self.noise_levels)
+        # A plan without one keeps the bytes and the digest it had before schedules existed.
+        del document["noise_schedule"]
+        if self.noise_schedule is not None:
+            document["noise_schedule"] = self.noise_schedule.to_list()
         document["adapter"]["target_modules"] = list(self.adapter.target_modules)
         return document
 
@@ -307,6 +335,8 @@ class RunPlan:
             fields["adapter"] = AdapterPlan(**adapter)
             fields["optimizer"] = OptimizerPlan(**fields["optimizer"])
             fields["noise_levels"] = tuple(fields["noise_levels"])
+            if "noise_schedule" in fields:
+                fields["noise_schedule"] = NoiseSchedule.from_list(fields["noise_schedule"])
             return cls(**fields)
         except (KeyError, TypeError):
             raise PlanInvalid("plan", "unknown or missing fields") from None

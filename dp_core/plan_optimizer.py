@@ -18,6 +18,7 @@ from dp_core.errors import InvariantViolation, PlanViolation
 from dp_core.lora import ClipGroup, layout_of
 from dp_core.mechanism import StepSettings
 from dp_core.noise import NoiseSource
+from dp_core.noise_schedule import NoiseSchedule
 from dp_core.optimizer import PrivateOptimizer
 from dp_core.plan import SumDtype
 from dp_core.ports import ChunkPermit
@@ -56,6 +57,7 @@ class PlanOptimizer(PrivateOptimizer):
         noise_source: NoiseSource | None,
         batch_size_expected: int,
         noise_levels: Sequence[str],
+        noise_schedule: NoiseSchedule | None = None,
         sum_dtype: SumDtype = "float32",
         device: str = "cpu",
         ranks: Ranks = SINGLE,
@@ -68,7 +70,7 @@ class PlanOptimizer(PrivateOptimizer):
         self._sums = RawSums(layout_of(self.groups), dtype=sum_dtype, device=device)
         self._permit: ChunkPermit | None = None
         self._was_added_up = False
-        self._noise_levels = tuple(noise_levels)
+        self._noise_levels, self._noise_schedule = tuple(noise_levels), noise_schedule
         self._armed_settings: StepSettings | None = None
         self._chunk: tuple[int, int] | None = None
         self._raw_losses: torch.Tensor | None = None
@@ -113,7 +115,8 @@ class PlanOptimizer(PrivateOptimizer):
 
         Raises:
             PlanViolation: settings of other groups, of a level that is not on the plan's
-                menu, or other settings than the chunk began with.
+                menu or is not the schedule's for these steps, or other settings than the
+                chunk began with.
         """
         if self._permit is not None:
             raise InvariantViolation("Sums of an unfinished step are still held.")
@@ -121,6 +124,7 @@ class PlanOptimizer(PrivateOptimizer):
             raise PlanViolation("The settings are made for other clip groups.")
         if settings.noise_multiplier not in self._noise_levels:
             raise PlanViolation("The noise level is not on the plan's menu. Use plan.admit.")
+        self._check_schedule(permit, settings)
         chunk = (permit.attempt, permit.chunk_index)
         if chunk == self._chunk and settings != self._armed_settings:
             raise PlanViolation("Settings change between chunks only. Open the next chunk first.")
@@ -128,6 +132,19 @@ class PlanOptimizer(PrivateOptimizer):
         self._permit, self._armed_settings, self._canaries = permit, settings, canaries
         self.released, self._was_added_up = None, False
         self._sums.clear(settings)
+
+    def join(self, canaries: CanaryRows) -> None:
+        """Canaries that the step's own draw chose: they enter with its first microbatch."""
+        if self._permit is None or self._canaries is not None:
+            raise InvariantViolation("Canaries join an armed step, once.")
+        self._canaries = canaries
+
+    def _check_schedule(self, permit: ChunkPermit, settings: StepSettings) -> None:
+        if self._noise_schedule is None:
+            return
+        level, steps = self._noise_schedule.at(permit.first_step)
+        if settings.noise_multiplier != level or permit.steps > steps:
+            raise PlanViolation("The noise level is not the schedule's for this chunk's steps.")
 
     def open_microbatch(self, *, slot_mask: torch.Tensor, rows_per_patient: int) -> None:
         """Comes before the forward pass. Canaries enter with the step's first microbatch."""

@@ -7,12 +7,13 @@ counts RDP at one fixed order (A11): the two differ, most of all at small rates 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from dp_core.accounting import epsilon_of_pico, step_pico
+from dp_core.accounting import epsilon_of_pico, step_pico, total_pico
 from dp_core.compute import (
     STEPS_FITTED,
     DeviceSpeed,
@@ -33,7 +34,8 @@ class LevelReport:
     """One noise level at its prices. Pico-RDP and shares as decimal strings.
 
     `job_step_price` is 1 step in fixed mode, pico-RDP at the job's order in adaptive mode;
-    `steps_affordable` is what the job's own limit holds at this level alone.
+    `steps_affordable` is what the job's own limit holds at this level alone; a job with a
+    schedule counts started steps whatever their level.
     """
 
     noise_multiplier: str
@@ -104,12 +106,8 @@ def report_plan(
     `population_alpha` is the frozen order of the population's filter. Without a speed
     minutes are None and the alternatives are by compute alone.
     """
-    dearest = max(
-        step_pico(plan.sampling_probability, level, population_alpha) for level in plan.noise_levels
-    )
-    worst = dearest * plan.steps_started_max
+    worst = total_pico(plan.training_events(), population_alpha)
     levels = tuple(_level(plan, level, population_alpha) for level in plan.noise_levels)
-    reference = _reference_level(plan)
     return PlanReport(
         unit=plan.unit,
         relation=plan.relation,
@@ -122,9 +120,7 @@ def report_plan(
         batch_size_expected=plan.batch_size_expected,
         steps_planned=plan.steps_planned,
         steps_started_max=plan.steps_started_max,
-        steps_affordable=next(
-            level.steps_affordable for level in levels if level.noise_multiplier == reference
-        ),
+        steps_affordable=levels[min(1, len(levels) - 1)].steps_affordable,
         passes=f"{plan.steps_planned * plan.batch_size_expected / plan.patients_public:.3g}",
         signal_to_noise=f"{_signal(plan):.4g}",
         minutes=_minutes(plan, speed),
@@ -135,13 +131,20 @@ def report_plan(
     )
 
 
-def _reference_level(plan: RunPlan) -> str:
-    """The level at which the planned steps just fit: the menu's second, or the only one."""
-    return plan.noise_levels[min(1, len(plan.noise_levels) - 1)]
+def _reference_multiplier(plan: RunPlan) -> float:
+    """The noise at which the planned steps just fit: the menu's second level, or the only one.
+
+    Of a schedule, the constant noise of the same total signal: signals add up as 1/sigma^2.
+    """
+    if plan.noise_schedule is None:
+        return float(plan.noise_levels[min(1, len(plan.noise_levels) - 1)])
+    planned = plan.noise_schedule.prefix(plan.steps_planned)
+    total = sum(steps / float(level) ** 2 for level, steps in planned)
+    return math.sqrt(plan.steps_planned / total)
 
 
 def _signal(plan: RunPlan) -> float:
-    multiplier = float(_reference_level(plan))
+    multiplier = _reference_multiplier(plan)
     return signal_to_noise(plan.batch_size_expected, plan.steps_planned, multiplier)
 
 
@@ -193,7 +196,7 @@ def _alternatives(plan: RunPlan, speed: DeviceSpeed | None) -> tuple[Alternative
         batch_size=plan.batch_size_expected,
         steps=plan.steps_planned,
     )
-    correction = float(_reference_level(plan)) / own.noise_multiplier_estimate
+    correction = _reference_multiplier(plan) / own.noise_multiplier_estimate
     score = utility_score(_signal(plan), plan.steps_planned)
     found = []
     for factor in COMPUTE_FACTORS:

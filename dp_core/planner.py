@@ -11,9 +11,10 @@ from decimal import ROUND_FLOOR, Decimal
 from typing import Any
 
 from dp_core.accounting import limit_pico, pld_epsilon
-from dp_core.calibration import calibrate_adaptive, calibrate_fixed
+from dp_core.calibration import calibrate_adaptive, calibrate_fixed, calibrate_schedule
 from dp_core.errors import PlanInvalid
 from dp_core.events import decimal_of
+from dp_core.noise_schedule import NoiseShape
 from dp_core.plan import (
     AdapterPlan,
     ClippingPlan,
@@ -59,6 +60,7 @@ class PlanRequest:
     records_are_unique_patients: bool = False
     validation_fraction: str = "0"
     mode: Mode = "fixed_sigma"
+    noise_shape: NoiseShape | None = None  # fixed mode; None: the same noise throughout
     batch_size: int
     steps_max: int
     margin_windows: int = 2
@@ -134,8 +136,10 @@ def make_run_plan(request: PlanRequest) -> RunPlan:
 
 
 def _noise_fields(request: PlanRequest, q: str, started_max: int) -> dict[str, Any]:
-    epsilon, delta = request.target_epsilon, request.delta
+    epsilon, delta, shape = request.target_epsilon, request.delta, request.noise_shape
     if request.mode == "adaptive_sigma":
+        if shape is not None:
+            raise PlanInvalid("noise_shape", "adaptive_sigma has a menu", "Use fixed_sigma.")
         alpha, menu, _ = calibrate_adaptive(
             epsilon=epsilon, delta=delta, q=q, steps_started_max=started_max
         )
@@ -145,9 +149,17 @@ def _noise_fields(request: PlanRequest, q: str, started_max: int) -> dict[str, A
             "job_limit": limit_pico(epsilon, delta, alpha),
             "epsilon_certified": epsilon,
         }
-    multiplier, certified = calibrate_fixed(epsilon=epsilon, delta=delta, q=q, steps=started_max)
+    parts: tuple[tuple[str, int], ...] = (("1", started_max),)
+    if shape is not None:
+        parts = shape.over(
+            steps_planned=request.steps_max,
+            steps_started_max=started_max,
+            steps_per_chunk=request.interval_steps,
+        )
+    schedule, certified = calibrate_schedule(epsilon=epsilon, delta=delta, q=q, parts=parts)
     return {
-        "noise_levels": (multiplier,),
+        "noise_levels": schedule.levels,
+        "noise_schedule": schedule if len(schedule.segments) > 1 else None,
         "job_limit": started_max,
         "epsilon_certified": certified,
     }

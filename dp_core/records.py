@@ -10,10 +10,9 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -142,7 +141,7 @@ class Blocks:
 
 
 def load_blocks(
-    path: Path,
+    open_rows: Callable[[], IO[bytes]],
     *,
     expected_sha256: str,
     tokenizer: Any,
@@ -152,10 +151,13 @@ def load_blocks(
 ) -> Blocks:
     """Reads a frozen dataset version (JSON lines of `unit` and `text`) into two blocks.
 
+    `open_rows` gives the version's plain bytes from their start; a file that lies encrypted is
+    decrypted in there, so that its plaintext never touches a disk.
+
     Raises:
         RecordsUnreadable: another digest, or not the documented lines. No content is named.
     """
-    found = _tokenized(path, expected_sha256, tokenizer, tokens_per_row)
+    found = _tokenized(open_rows, expected_sha256, tokenizer, tokens_per_row)
     pad_id = pad_token_id(tokenizer)
     held_out: list[int] = []
     trained: list[int] = []
@@ -212,12 +214,12 @@ class _RowsInFileOrder:
 
 
 def _tokenized(
-    path: Path, expected_sha256: str, tokenizer: Any, tokens_per_row: int
+    open_rows: Callable[[], IO[bytes]], expected_sha256: str, tokenizer: Any, tokens_per_row: int
 ) -> _RowsInFileOrder:
     """Reads the file once, so that what was hashed is what was tokenised."""
     found, digest = _RowsInFileOrder(), hashlib.sha256()
     try:
-        with path.open("rb") as stream:
+        with open_rows() as stream:
             while lines := list(itertools.islice(stream, _TOKENIZE_BATCH)):
                 for line in lines:
                     digest.update(line)

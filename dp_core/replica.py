@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dp_core.checkpoint import Snapshot
+from dp_core.engine import CanaryRows, StepAudit
 from dp_core.lora import clip_groups, layout_of
 from dp_core.mechanism import StepSettings
 from dp_core.noise import NoiseSource
@@ -46,8 +47,10 @@ class Replica:
         noise_source: NoiseSource | None,
         performance: Performance,
         ranks: Ranks = SINGLE,
+        audit: StepAudit | None = None,
     ) -> None:
         self.plan, self.model, self.ranks = plan, model, ranks
+        self.audit = audit
         self._blocks, self._performance = blocks, performance
         self.groups = clip_groups(model, plan.clipping.grouping)
         self.layout = layout_of(self.groups)
@@ -59,6 +62,7 @@ class Replica:
             noise_source=noise_source,
             batch_size_expected=plan.batch_size_expected,
             noise_levels=plan.noise_levels,
+            noise_schedule=plan.noise_schedule,
             sum_dtype=plan.sum_dtype,
             device=performance.device,
             ranks=ranks,
@@ -71,6 +75,7 @@ class Replica:
             plan=plan,
             performance=performance,
             ranks=ranks,
+            audit=audit,
         )
         parameters = [p for g in self.groups for p in g.parameters]
         self.averaged = AveragedWeights(parameters, float(plan.optimizer.averaging_decay))
@@ -81,8 +86,12 @@ class Replica:
             return None
         return PoissonSampler(
             sampling_probability=self.plan.sampling_probability,
-            raw_population_size=self._blocks.training.raw_size,
+            raw_population_size=self._sampled_units(),
         )
+
+    def _sampled_units(self) -> int:
+        """Patients, then the units of the audit. Secret."""
+        return self._blocks.training.raw_size + (self.audit.units if self.audit else 0)
 
     def take_step(
         self,
@@ -91,12 +100,16 @@ class Replica:
         *,
         factors: Sequence[float],
         step_index: int,
+        canaries: CanaryRows | None = None,
     ) -> ReleasedStep:
-        """One charged step at the scheduled rate times each group's factor."""
+        """One charged step at the scheduled rate times each group's factor.
+
+        `canaries` of an audit join the patients before the clip.
+        """
         rate = learning_rate(self.plan.optimizer, self.step, self.plan.steps_planned)
         for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
             group["lr"] = rate * factor
-        released = self.step_runner.run(permit, settings, step_index)
+        released = self.step_runner.run(permit, settings, step_index, canaries)
         self.averaged.update()
         self.step += 1
         return released

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dp_core.engine import CanaryRows, ClippingEngine
+from dp_core.engine import CanaryRows, ClippingEngine, StepAudit
 from dp_core.errors import DpCoreError, InvariantViolation, RankLost, StepFailed
 from dp_core.lora import ClipGroup
 from dp_core.mechanism import StepSettings
@@ -23,7 +23,7 @@ from dp_core.plan_optimizer import PlanOptimizer, ReleasedStep
 from dp_core.ports import ChunkPermit
 from dp_core.ranks import SINGLE, Ranks
 from dp_core.records import PaddedRows, PatientRecords, patient_losses
-from dp_core.sampling import PoissonSampler, microbatches
+from dp_core.sampling import PoissonSampler, microbatches, padded
 
 
 class PrivateStep:
@@ -43,7 +43,9 @@ class PrivateStep:
         plan: RunPlan,
         performance: Performance,
         ranks: Ranks = SINGLE,
+        audit: StepAudit | None = None,
     ) -> None:
+        """`audit`: its units are the last of the sampler's population, on rank 0 alone."""
         if (sampler is None) == (ranks.rank == 0):
             raise InvariantViolation("Rank 0 alone owns a sampler.")
         self._model = model
@@ -53,6 +55,8 @@ class PrivateStep:
         self._plan = plan
         self._performance = performance
         self._ranks = ranks
+        self._audit = audit
+        self._drawn_units = np.zeros(0, dtype=np.int64)  # of the audit, in this step
 
     def run(
         self,
@@ -69,19 +73,24 @@ class PrivateStep:
                 rank when it happened on one.
         """
         try:
-            return self._run(permit, settings, canaries)
+            released = self._run(permit, settings, canaries)
         except RankLost:
             raise StepFailed(step_index) from None
         except (DpCoreError, InvariantViolation):
             raise
         except Exception:
             raise StepFailed(step_index) from None
+        if self._audit is not None:
+            self._audit.take_released(step_index, settings, released.sums)
+        return released
 
     def _run(
         self, permit: ChunkPermit, settings: StepSettings, canaries: CanaryRows | None
     ) -> ReleasedStep:
         self._optimizer.arm(permit, settings, canaries)
         raw_slots = self._ranks.deal(self._draw)
+        if self._audit is not None:
+            self._optimizer.join(self._audit.rows(self._drawn_units, settings))
         try:
             return self._sum_up(raw_slots)
         except Exception:
@@ -91,9 +100,12 @@ class PrivateStep:
     def _draw(self) -> np.ndarray:
         assert self._sampler is not None, "only rank 0 draws"
         size = self._performance.patients_per_microbatch * self._ranks.world_size
-        return self._records.draw(
-            self._sampler, rows_per_patient=self._plan.rows_per_patient_max, slots_at_once=size
-        ).reveal_inside_step()
+        each, patients = self._plan.rows_per_patient_max, self._records.raw_size
+        raw_drawn = self._sampler.draw().reveal_inside_step()
+        is_patient = raw_drawn < patients
+        self._drawn_units = raw_drawn[~is_patient] - patients
+        chosen = self._records.choose_rows(raw_drawn[is_patient], self._sampler, each)
+        return padded(chosen, size)
 
     def _sum_up(self, raw_slots: np.ndarray) -> ReleasedStep:
         optimizer, each = self._optimizer, self._plan.rows_per_patient_max

@@ -17,6 +17,7 @@ import torch
 
 from dp_core.accounting import step_pico
 from dp_core.checkpoint import Snapshot, from_files, to_files
+from dp_core.engine import StepAudit
 from dp_core.errors import (
     BudgetError,
     BudgetExhausted,
@@ -87,6 +88,7 @@ class PrivateTraining(Replica):
         noise_source: NoiseSource,
         performance: Performance,
         ranks: Ranks = SINGLE,
+        audit: StepAudit | None = None,
     ) -> None:
         super().__init__(
             plan=plan,
@@ -95,6 +97,7 @@ class PrivateTraining(Replica):
             noise_source=noise_source,
             performance=performance,
             ranks=ranks,
+            audit=audit,
         )
         self.journal, self.checkpoints, self.progress = journal, checkpoints, progress
         self.noise_source = noise_source
@@ -206,6 +209,8 @@ class PrivateTraining(Replica):
                 self.progress.step_finished(self.step)
         finally:
             self.noise_source.close(permit)  # what it prepared for this window is dropped
+        if self.audit is not None:
+            self.audit.keep()
         self.journal.close_chunk(permit, statistics.steps)
         if statistics.steps == permit.steps:
             self._finish_window(permit, settings, statistics, factors)
@@ -213,20 +218,23 @@ class PrivateTraining(Replica):
     def _open(self, action: GroupActions) -> tuple[ChunkPermit, StepSettings]:
         """Charges the next window. Nothing of it has been drawn yet (J2)."""
         position = self.journal.position()
+        started = position.steps_started
         steps = min(
             self.plan.steps_per_chunk,
             self.plan.steps_planned - self.step,
-            self.plan.steps_started_max - position.steps_started,
+            self.plan.steps_started_max - started,
         )
         if steps <= 0:
             raise StepsExhausted("Every step the plan may ever start has been started.")
+        if self.plan.noise_schedule is not None:  # a window has one level
+            steps = min(steps, self.plan.noise_schedule.at(started)[1])
         action, steps = self._affordable(action, steps, position)
-        settings = admit(self.plan, self.layout, self.references, action)
+        settings = admit(self.plan, self.layout, self.references, action, first_step=started)
         charge = ChunkCharge(
             plan_digest=self.plan.digest(),
             attempt=position.attempt,
             chunk_index=position.next_chunk,
-            first_step=position.steps_started,
+            first_step=started,
             steps=steps,
             q=self.plan.sampling_probability,
             noise_multiplier=settings.noise_multiplier,
@@ -279,7 +287,10 @@ class PrivateTraining(Replica):
             groups=groups,
         )
         self.references = next_references(
-            self.plan.clipping, self.references, statistics.clip_fractions()
+            self.plan.clipping,
+            self.references,
+            statistics.clip_fractions(),
+            steps=self.plan.steps_per_chunk,
         )
         if self._evaluation_due():
             self._evaluate()
@@ -318,7 +329,7 @@ class PrivateTraining(Replica):
             steps_per_chunk=plan.steps_per_chunk,
             filter_used=0.0,
             sampling_probability=float(plan.sampling_probability),
-            noise_multiplier=float(plan.noise_levels[len(plan.noise_levels) // 2]),
+            noise_multiplier=float(_first_level(plan)),
             target_epsilon=float(plan.target_epsilon),
             learning_rate=learning_rate(plan.optimizer, 0, plan.steps_planned),
             loss=None,
@@ -351,3 +362,10 @@ class PrivateTraining(Replica):
         self.references, self.telemetry = snapshot.references, snapshot.telemetry
         self.policy.restore(snapshot.policy)
         return True
+
+
+def _first_level(plan: RunPlan) -> str:
+    """The noise of the first window: the schedule's, or the menu's middle."""
+    if plan.noise_schedule is not None:
+        return plan.noise_schedule.at(0)[0]
+    return plan.noise_levels[len(plan.noise_levels) // 2]

@@ -19,6 +19,7 @@ import numpy as np
 from dp_core.audit.errors import AuditInvalid
 from dp_core.events import canonical_digest
 from dp_core.mechanism import GroupLayout, StepSettings
+from dp_core.plan import ClipFactor
 
 AMPLITUDE = 10.0  # canary norm per group in units of its clip norm: always clipped
 # The clip rules of privacy.md G11, restated: the audit must not read them from the engine.
@@ -71,14 +72,8 @@ class PartitionCanaries:
         if settings.rule == "whitened":
             weights = clips / np.sqrt(np.asarray(settings.shares))
             joint = np.sqrt(((raw / weights) ** 2).sum(axis=1, keepdims=True))
-            return np.asarray(raw * np.minimum(1.0, 1 / (joint + _CLIP_EPSILON)) / stds)
-        if settings.factor == "auto_s":
-            factors = clips / (raw + _STABILITY)
-        elif settings.factor == "psac":
-            factors = clips / (raw + _STABILITY / (raw + _STABILITY))
-        else:
-            factors = np.minimum(1.0, clips / (raw + _CLIP_EPSILON))
-        return np.asarray(raw * factors / stds)
+            return np.asarray(raw * _factors(np.ones(()), joint, settings.factor) / stds)
+        return np.asarray(raw * _factors(clips, raw, settings.factor) / stds)
 
     def scores(self, sums: Sequence[np.ndarray], settings: StepSettings) -> StepScores:
         """Projects a released step, one flat array (size_k,) per group, on all canaries.
@@ -109,6 +104,15 @@ class PartitionCanaries:
         vectors = np.zeros((len(ids), size), dtype=np.float32)
         vectors[row, columns] = self._signs[columns] * (AMPLITUDE * clip_norm / lengths[row])
         return vectors
+
+
+def _factors(clips: np.ndarray, norms: np.ndarray, factor: ClipFactor) -> np.ndarray:
+    """The declared factor of a gradient of each norm, restated from the specification (G11)."""
+    if factor == "auto_s":
+        return np.asarray(clips / (norms + _STABILITY))
+    if factor == "psac":
+        return np.asarray(clips / (norms + _STABILITY / (norms + _STABILITY)))
+    return np.asarray(np.minimum(1.0, clips / (norms + _CLIP_EPSILON)))
 
 
 def _partition(size: int, canaries: int, construction_seed: str) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from typing import Any
 from dp_core.audit.coins import commitment_opens
 from dp_core.audit.selftest import ALARM_LEVEL, CANARIES_MIN, SelfTestResult, Verdict
 from dp_core.events import canonical_digest
+from dp_core.plan import RunPlan
 
 REQUIRED_CONTROLS = ("noise_off", "noise_halved", "sigma_times_clip", "one_group_unclipped")
 CONTROL_LEVEL = 1e-9  # adjusted p a positive control has to reach (AU32)
@@ -35,7 +36,22 @@ class LedgerFacts:
     relation: str
     steps_started: int
     q: str
-    head: str
+    head: str | None  # None before the job's first charge
+
+
+def ledger_facts(plan: RunPlan, *, steps_started: int, head: str | None) -> LedgerFacts:
+    """The claim of a plan, with what the ledger has charged for so far."""
+    return LedgerFacts(
+        epsilon=plan.epsilon_certified,
+        delta=plan.delta,
+        mode=plan.mode,
+        alpha_star=plan.alpha_job,
+        unit=plan.unit,
+        relation=plan.relation,
+        steps_started=steps_started,
+        q=plan.sampling_probability,
+        head=head,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +184,8 @@ class AuditReport:
     """The frozen fields of audit.md 9. `conclude` fills in verdict and reasons."""
 
     job_id: str
-    image_digest: str
-    code_commit: str
+    image_digest: str | None
+    code_commit: str | None
     tier: str
     ledger: LedgerFacts
     canary: CanaryFacts | None
@@ -229,7 +245,8 @@ def _failures(report: AuditReport) -> tuple[str, ...]:
     test, run, canary = report.selftest, report.one_run, report.canary
     if test is not None and test.min_p is not None and test.min_p < ALARM_LEVEL:
         found += test.shortcomings or ("self-test: alarm",)
-    if test is not None and test.steps > report.ledger.steps_started:
+    is_charged = report.tier != "T1"  # steps on synthetic text are in no ledger
+    if test is not None and is_charged and test.steps > report.ledger.steps_started:
         found.append("journal: more steps were released than charged")
     if run is not None and run.p_steinke_at_ledger <= run.gate_level:
         found.append(f"one run: Steinke p {run.p_steinke_at_ledger:.1e} at the ledger's claim")
@@ -249,9 +266,14 @@ def _failures(report: AuditReport) -> tuple[str, ...]:
 def _gaps(report: AuditReport) -> tuple[str, ...]:
     canary, roc, test = report.canary, report.roc, report.selftest
     facts = report.circumstances
+    ran = {c.name for c in report.power.positive_controls}
     tripped = {c.name for c in report.power.positive_controls if c.has_tripped}
     gaps = [f"{tier} was not run" for tier in _TIERS_NEEDED if tier not in facts.tiers_run]
-    gaps += [f"control {c} did not trip" for c in REQUIRED_CONTROLS if c not in tripped]
+    gaps += [
+        f"control {c} {'did not trip' if c in ran else 'was not run'}"
+        for c in REQUIRED_CONTROLS
+        if c not in tripped
+    ]
     if canary is None or canary.kind != "gradient" or canary.m < CANARIES_MIN:
         gaps.append(f"fewer than {CANARIES_MIN} gradient canaries")
     elif canary.revealed_seed is None:
@@ -262,6 +284,9 @@ def _gaps(report: AuditReport) -> tuple[str, ...]:
         gaps.append("no self-test was run")
     else:
         gaps += [text for text in test.shortcomings if text not in gaps]
+        unseen = report.ledger.steps_started - test.steps
+        if report.tier != "T1" and unseen > 0:
+            gaps.append(f"{unseen} charged steps were not observed: a window was broken off")
     if roc is not None and roc.low_999 > roc.ledger_max_auc:
         gaps.append("the AUC lies above the ceiling of the ledger's claim at 99.9 %")
     if facts.is_shadow:
@@ -279,9 +304,9 @@ def statements(report: AuditReport) -> tuple[str, ...]:
             ("one-run f-DP, Gaussian family", run.eps_lb95_fdp, run.largest_fdp),
         ):
             lines.append(
-                f"Lower bound on epsilon: {_down(value)} at delta = {report.ledger.delta}, 95 % "
-                f"confidence, {method}, m = {canary.m}; the largest value this audit could have "
-                f"shown is {_down(largest)}."
+                f"Lower bound on epsilon: {rounded_down(value)} at delta = {report.ledger.delta}, "
+                f"95 % confidence, {method}, m = {canary.m}; the largest value this audit could "
+                f"have shown is {rounded_down(largest)}."
             )
     if report.roc is not None:
         low, high = report.roc.ci95
@@ -320,6 +345,6 @@ def _headline(report: AuditReport) -> str:
     )
 
 
-def _down(value: float) -> str:
+def rounded_down(value: float) -> str:
     """Two decimals, rounded down as lower bounds are."""
     return f"{math.floor(value * 100) / 100:.2f}"

@@ -2,7 +2,7 @@
 
 What a canary adds to a sum is no patient's secret, but who takes part is the audit's: the
 trainer gets members' vectors under numbers of their own, never the coins or the seed (AU11).
-The only module of the audit that knows torch.
+With `preflight` the only module of the audit that knows torch.
 """
 
 from __future__ import annotations

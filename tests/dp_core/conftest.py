@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def write_version(path: Path, patients: int, *, notes_each: int = 2) -> tuple[Pa
 def blocks(tmp_path: Path) -> Blocks:
     path, digest = write_version(tmp_path / "version.jsonl", 120)
     return load_blocks(
-        path,
+        partial(path.open, "rb"),
         expected_sha256=digest,
         tokenizer=WordTokenizer(),
         tokens_per_row=16,

@@ -224,15 +224,24 @@ def clipped_by_definition(
                 share * float(g.norm() / clip) ** 2
                 for g, clip, share in zip(own, settings.clip_norms, settings.shares, strict=True)
             )
-            factors = [min(1.0, 1 / (joint**0.5 + 1e-6))] * len(own)
+            factors = [defined_factor(1.0, joint**0.5, settings.factor)] * len(own)
         else:
             factors = [
-                min(1.0, clip / (float(g.norm()) + 1e-6))
+                defined_factor(clip, float(g.norm()), settings.factor)
                 for g, clip in zip(own, settings.clip_norms, strict=True)
             ]
         for total, g, factor in zip(totals, own, factors, strict=True):
             total += factor * g * float(rows.slot_mask[patient])
     return totals
+
+
+def defined_factor(clip: float, norm: float, factor: str) -> float:
+    """The closed set of privacy.md G11."""
+    if factor == "auto_s":
+        return clip / (norm + 0.01)
+    if factor == "psac":
+        return clip / (norm + 0.01 / (norm + 0.01))
+    return min(1.0, clip / (norm + 1e-6))
 
 
 def worst_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def main(folder: Path) -> None:
     plan = RunPlan.from_dict(json.loads((folder / "plan.json").read_text()))
     version = folder / "version.jsonl"
     blocks = load_blocks(
-        version,
+        partial(version.open, "rb"),
         expected_sha256=hashlib.sha256(version.read_bytes()).hexdigest(),
         tokenizer=WordTokenizer(),
         tokens_per_row=16,

@@ -130,6 +130,13 @@ class TestAdaptive:
         with pytest.raises(CalibrationImpossible, match="No order"):
             calibrate_adaptive(epsilon="0.1", delta="1e-6", q="0.05", steps_started_max=10)
 
+    def test_a_menu_too_steep_to_choose_from_is_told_apart_and_its_advice_helps(self) -> None:
+        asked: dict[str, Any] = {"epsilon": "8", "delta": "1e-5", "q": "0.01"}
+        with pytest.raises(CalibrationImpossible, match=r"only 0\.522, and a tenth less"):
+            calibrate_adaptive(**asked, steps_started_max=90)
+        for advice in ({"q": "0.02"}, {"steps_started_max": 150}):
+            assert calibrate_adaptive(**(asked | {"steps_started_max": 90} | advice))
+
 
 class TestProposal:
     def test_examples_of_the_specification(self) -> None:

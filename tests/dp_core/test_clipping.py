@@ -22,7 +22,7 @@ from dp_core.clipping import (
     whitened_factors,
 )
 from dp_core.mechanism import CLIP_INFLATION, GroupLayout, admit
-from dp_core.plan import ClippingPlan
+from dp_core.plan import ClipFactor, ClippingPlan
 from dp_core.ports import GroupActions
 from tests.dp_core.conftest import make_plan
 
@@ -108,6 +108,17 @@ class TestWhitened:
         found = whitened_factors(norms, weights, torch.ones(2))
         assert found.tolist() == pytest.approx([expected, 1.0], rel=1e-6)
 
+    @pytest.mark.parametrize(
+        ("factor", "expected"), [("auto_s", 1 / 5.01), ("psac", 1 / (5 + 0.01 / 5.01))]
+    )
+    def test_normalising_factors_are_taken_of_the_joint_norm(
+        self, factor: ClipFactor, expected: float
+    ) -> None:
+        norms = torch.tensor([[3.0], [8.0]])
+        weights = torch.tensor([[1.0], [2.0]])
+        found = whitened_factors(norms, weights, torch.ones(1), factor)
+        assert float(found[0]) == pytest.approx(expected, rel=1e-6)
+
     def test_an_unusable_group_takes_the_patient_out_everywhere(self) -> None:
         norms = torch.tensor([[1.0, 1.0], [float("nan"), 1.0]])
         found = whitened_factors(norms, torch.ones(2, 1), torch.ones(2))
@@ -154,7 +165,8 @@ def release(
     clips = torch.tensor(chosen.clip_norms)[:, None]
     norms = torch.stack([row_norms(g) for g in raw])
     if chosen.rule == "whitened":
-        shared = whitened_factors(norms, torch.tensor(chosen.whitening_weights)[:, None], mask)
+        weights = torch.tensor(chosen.whitening_weights)[:, None]
+        shared = whitened_factors(norms, weights, mask, chosen.factor)
         factors = shared.expand(len(raw), -1)
     else:
         factors = clip_factors(norms, clips, mask, chosen.factor)
@@ -181,7 +193,7 @@ def one_case(seed: int) -> tuple[float, float]:
     plan = make_plan(
         clipping=ClippingPlan(
             rule=rule,
-            factor="clip" if rule == "whitened" else pick(sorted(FACTORS)),
+            factor=pick(sorted(FACTORS)),
             allocation=pick(["least_energy", "equal_budget", "equal_noise"]),
         )
     )

@@ -121,15 +121,23 @@ class TestShares:
 class TestReferences:
     def test_too_many_clipped_raises_the_clip_and_too_few_lowers_it(self) -> None:
         plan = ClippingPlan(clip_norm="0.1")
-        up, down, stay = next_references(plan, (0.1, 0.1, 0.1), (0.0, 1.0, 0.5))
+        up, down, stay = next_references(plan, (0.1, 0.1, 0.1), (0.0, 1.0, 0.5), steps=1)
         assert down < 0.1 < up
         assert stay == 0.1
         assert up == pytest.approx(0.1 * math.exp(0.1))
 
     def test_noise_beyond_the_unit_interval_and_nan_are_bounded(self) -> None:
         plan = ClippingPlan(clip_norm="0.1")
-        assert next_references(plan, (0.1,), (-7.0,)) == next_references(plan, (0.1,), (0.0,))
-        assert next_references(plan, (0.1,), (float("nan"),)) == (0.1,)
+        none = next_references(plan, (0.1,), (0.0,), steps=1)
+        assert next_references(plan, (0.1,), (-7.0,), steps=1) == none
+        assert next_references(plan, (0.1,), (float("nan"),), steps=1) == (0.1,)
+
+    @pytest.mark.parametrize(("steps", "gain"), [(1, 0.2), (3, 0.6), (5, 1.0), (25, 1.0)])
+    def test_a_long_window_moves_as_its_steps_would_up_to_the_whole_error(
+        self, steps: int, gain: float
+    ) -> None:
+        (up,) = next_references(ClippingPlan(clip_norm="0.1"), (0.1,), (0.2,), steps=steps)
+        assert up == pytest.approx(0.1 * math.exp(gain * 0.3))
 
 
 class TestBadInput:

@@ -16,9 +16,11 @@ from dp_core.errors import (
     InvariantViolation,
     PlanInvalid,
     PrecisionTooLow,
+    SelfCheckFailed,
     UnsupportedAdapter,
 )
 from dp_core.lora import clip_groups, layout_of
+from dp_core.per_sample import OneBackwardEngine
 from dp_core.plan import Performance
 from dp_core.raw_sums import RawSums
 from dp_core.records import PaddedRows
@@ -46,6 +48,7 @@ RULES = [
     {"grouping": "pair"},
     {"grouping": "tensor", "rule": "whitened"},
     {"grouping": "pair", "rule": "whitened"},
+    {"grouping": "tensor", "rule": "whitened", "factor": "auto_s"},
 ]
 
 
@@ -391,6 +394,33 @@ class TestSelfCheck:
         plain = head.forward
         head.forward = lambda x: plain(x + 0.01 * x.mean(dim=0, keepdim=True))
         with pytest.raises(BatchCoupledModel):
+            check_engine(model, clip_groups(model), vocabulary=VOCABULARY, seed=1)
+
+    def test_sums_that_are_off_by_a_few_hundred_thousandths_are_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, take = adapted("llama"), OneBackwardEngine.take
+
+        def louder(
+            self: OneBackwardEngine, group: int, tensor: int, x: torch.Tensor, grad: torch.Tensor
+        ) -> None:
+            take(self, group, tensor, x, grad * (1 + 1e-4))  # half of the patients are clipped
+
+        monkeypatch.setattr(OneBackwardEngine, "take", louder)
+        with pytest.raises(SelfCheckFailed, match="differ"):
+            check_engine(model, clip_groups(model), vocabulary=VOCABULARY, seed=1)
+
+    def test_sums_that_are_no_numbers_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, take = adapted("llama"), OneBackwardEngine.take
+
+        def broken(
+            self: OneBackwardEngine, group: int, tensor: int, x: torch.Tensor, grad: torch.Tensor
+        ) -> None:
+            take(self, group, tensor, x, grad)
+            self._clipper._sums.vector.fill_(float("nan"))
+
+        monkeypatch.setattr(OneBackwardEngine, "take", broken)
+        with pytest.raises(SelfCheckFailed, match="differ"):
             check_engine(model, clip_groups(model), vocabulary=VOCABULARY, seed=1)
 
     def test_an_adapter_no_token_reaches_is_refused(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dp_core.accounting import charge_pico, epsilon_of_pico, step_pico
+from dp_core.accounting import epsilon_of_pico, step_pico, total_pico
 from dp_core.compute import DeviceSpeed
 from dp_core.plan import RunPlan
 from dp_core.plan_report import report_plan
@@ -54,7 +54,7 @@ class TestPrice:
     def test_the_populations_charge_stands_beside_the_jobs_epsilon(self) -> None:
         plan = fixed()
         report = report_plan(plan, population_alpha=4)
-        worst = charge_pico(plan.training_event(), 4)
+        worst = total_pico(plan.training_events(), 4)
         assert report.epsilon_job == plan.epsilon_certified
         assert report.population_pico == str(worst)
         assert report.population_epsilon == str(epsilon_of_pico(worst, plan.delta, 4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def load(
     tokenizer: WordTokenizer | None = None,
 ) -> Blocks:
     return load_blocks(
-        path,
+        partial(path.open, "rb"),
         expected_sha256=digest,
         tokenizer=tokenizer or WordTokenizer(),
         tokens_per_row=length,

@@ -151,10 +151,10 @@ class Taped:
                 self._tap(owner, name)
         step = training.step_runner.run
 
-        def taped_step(permit: ChunkPermit, settings: Any, index: int) -> ReleasedStep:
+        def taped_step(permit: ChunkPermit, settings: Any, index: int, *more: Any) -> ReleasedStep:
             rates = tuple(g["lr"] for g in training.optimizer.param_groups)
             self.seen.append(("step", permit, settings, index, rates))
-            return step(permit, settings, index)
+            return step(permit, settings, index, *more)
 
         object.__setattr__(training.step_runner, "run", taped_step)
 

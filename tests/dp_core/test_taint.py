@@ -13,6 +13,7 @@ import logging
 import pickle
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Blocks:
 
     monkeypatch.setattr(dp_core.step, "patient_losses", marked)
     return load_blocks(
-        path,
+        partial(path.open, "rb"),
         expected_sha256=hashlib.sha256(content).hexdigest(),
         tokenizer=WordTokenizer(),
         tokens_per_row=16,

@@ -7,7 +7,6 @@ import functools
 import json
 import pickle
 import random
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 from dp_core import replica
-from dp_core.artifact import save_adapter
+from dp_core.artifact import CONFIG, WEIGHTS, adapter_files
 from dp_core.checkpoint import from_files
 from dp_core.errors import (
     CheckpointMismatch,
@@ -34,7 +33,7 @@ from dp_core.step import raw_patient_losses
 from dp_core.telemetry import Raw, ReleasedValue, WindowTelemetry
 from tests.dp_core.conftest import make_plan
 from tests.dp_core.training_cases import Recorded
-from tests.fakes import MemoryJournal, MemoryStore
+from tests.fakes import Greedy, MemoryJournal, MemoryStore, StatelessPolicy
 
 
 def exact_loss(model: Any, blocks: Blocks) -> float:
@@ -82,30 +81,18 @@ class TestWholeRun:
     ) -> None:
         """A policy that changes clips and level every window; M25."""
 
-        class Restless:
-            name = "restless_test"
-
+        class Restless(StatelessPolicy):
             def propose(self, seen: WindowTelemetry) -> GroupActions:
                 turn = -1.0 if seen.chunk % 2 else 0.5
-                neutral = GroupActions.neutral(len(seen.groups))
-                return dataclasses.replace(neutral, level=turn, clip=(turn,) * len(seen.groups))
-
-            def learn(self, seen: WindowTelemetry) -> None: ...
-
-            def digest(self) -> str:
-                return "0" * 64
-
-            def state(self) -> dict[str, bytes]:
-                return {}
-
-            def restore(self, state: Mapping[str, bytes]) -> None: ...
+                clip = (turn,) * len(seen.groups)
+                return dataclasses.replace(super().propose(seen), level=turn, clip=clip)
 
         run = Recorded(blocks, plan=make_plan(mode="adaptive_sigma"), policy=Restless())
         used: dict[int, Any] = {}
         step = run.training.step_runner.run
 
-        def taped(permit: ChunkPermit, settings: Any, index: int) -> Any:
-            released = step(permit, settings, index)
+        def taped(permit: ChunkPermit, settings: Any, index: int, *more: Any) -> Any:
+            released = step(permit, settings, index, *more)
             used[permit.chunk_index] = run.training.optimizer.settings
             return released
 
@@ -161,16 +148,16 @@ class TestWholeRun:
     def test_adapter_files_hold_the_averaged_weights_and_no_path(
         self, blocks: Blocks, tmp_path: Any
     ) -> None:
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         run = Recorded(blocks)
         run.run()
         averages = run.training.averaged.averages()
-        weights, config = save_adapter(run.model, tmp_path / "out", base_model_name="demo/base")
-        stored = load_file(weights)
-        assert len(stored) == len(averages)
-        assert json.loads(config.read_text())["base_model_name_or_path"] == "demo/base"
-        assert str(tmp_path) not in config.read_text()
+        files = adapter_files(run.model, base_model_name="demo/base")
+        assert set(files) == {WEIGHTS, CONFIG}
+        assert len(load(files[WEIGHTS])) == len(averages)
+        assert json.loads(files[CONFIG])["base_model_name_or_path"] == "demo/base"
+        assert str(tmp_path).encode() not in files[CONFIG]
 
 
 class TestJournal:
@@ -204,10 +191,10 @@ class TestJournal:
         first = Recorded(blocks, plan=plan, journal=journal, store=store)
         broken = first.training.step_runner.run
 
-        def crash(permit: ChunkPermit, settings: Any, index: int) -> Any:
+        def crash(permit: ChunkPermit, settings: Any, index: int, *more: Any) -> Any:
             if index == 3:
                 raise StepFailed(index)
-            return broken(permit, settings, index)
+            return broken(permit, settings, index, *more)
 
         first.training.step_runner.run = crash  # type: ignore[method-assign]
         with pytest.raises(StepFailed):
@@ -244,22 +231,6 @@ class TestJournal:
                     for c in self.charges
                 )
                 return dataclasses.replace(super().position(), job_units=units)
-
-        class Greedy:
-            name = "greedy"
-
-            def propose(self, seen: WindowTelemetry) -> GroupActions:
-                return dataclasses.replace(GroupActions.neutral(len(seen.groups)), level=-1.0)
-
-            def learn(self, seen: WindowTelemetry) -> None: ...
-
-            def digest(self) -> str:
-                return "0" * 64
-
-            def state(self) -> dict[str, bytes]:
-                return {}
-
-            def restore(self, state: Mapping[str, bytes]) -> None: ...
 
         run = Recorded(blocks, plan=plan, journal=Priced(plan), policy=Greedy())
         run.run()

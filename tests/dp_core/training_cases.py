@@ -6,6 +6,7 @@ from typing import Any
 
 from controller.observation import describe_groups
 from controller.reference import ReferencePolicy
+from dp_core.engine import StepAudit
 from dp_core.lora import attach_adapters
 from dp_core.noise import NoiseSource, OsEntropySource
 from dp_core.plan import Performance, RunPlan
@@ -30,6 +31,7 @@ class Recorded:
         stop_after: int | None = None,
         noise: NoiseSource | None = None,
         policy: Any = None,
+        audit: StepAudit | None = None,
     ) -> None:
         self.plan = plan or make_plan()
         self.journal = journal or MemoryJournal(self.plan)
@@ -51,6 +53,7 @@ class Recorded:
             progress=self.progress,
             noise_source=noise or OsEntropySource(),
             performance=Performance(patients_per_microbatch=4),
+            audit=audit,
         )
 
     def run(self) -> TrainingResult:

@@ -96,7 +96,7 @@ def clipped_rows(settings: StepSettings) -> list[torch.Tensor]:
     if settings.rule == "whitened":
         norms = torch.stack([p.norm(dim=1) for p in parts])
         weights = torch.tensor(settings.whitening_weights)[:, None]
-        factors = whitened_factors(norms, weights, torch.ones(len(SEVERAL)))
+        factors = whitened_factors(norms, weights, torch.ones(len(SEVERAL)), settings.factor)
         return [factors[:, None] * p for p in parts]
     mask = torch.ones(1)
     return [
@@ -112,6 +112,8 @@ RULES = [
     {"rule": "per_group", "factor": "auto_s"},
     {"rule": "per_group", "factor": "psac"},
     {"rule": "whitened", "factor": "clip"},
+    {"rule": "whitened", "factor": "auto_s"},
+    {"rule": "whitened", "factor": "psac"},
 ]
 
 

@@ -10,7 +10,13 @@ import pytest
 from dp_core.audit.coins import Manifest, new_manifest
 from dp_core.audit.curve import TradeOffCurve, fixed_schedule_curve, gaussian_curve
 from dp_core.audit.errors import AuditInvalid
-from dp_core.audit.figures import differences, exposure_figures, one_run_figures, roc_figures
+from dp_core.audit.figures import (
+    exposure_figures,
+    one_run_differences,
+    one_run_figures,
+    roc_figures,
+)
+from dp_core.audit.power import min_detectable_epsilon
 from dp_core.audit.report import AuditReport
 from dp_core.events import PoissonGaussian
 from tests.dp_core.audit.test_report import COINS, CURVE, GOOD, MANIFEST, ideal_scores, with_part
@@ -57,9 +63,12 @@ class TestGateOnCorrectMechanisms:
 
 class TestDifferences:
     SCORES = ideal_scores(0.925)
+    LEAST = min_detectable_epsilon(MANIFEST, CURVE, 1e-5)
 
     def check(self, given: AuditReport, manifest: Manifest = MANIFEST) -> tuple[str, ...]:
-        return differences(given, manifest, self.SCORES, CURVE)
+        power = dataclasses.replace(given.power, min_detectable_epsilon_95=self.LEAST)
+        given = dataclasses.replace(given, power=power)
+        return one_run_differences(given, manifest, self.SCORES, CURVE)
 
     def test_an_outsider_recomputes_every_figure(self) -> None:
         assert self.check(GOOD) == ()
@@ -69,6 +78,7 @@ class TestDifferences:
         [
             (with_part("one_run", v=150), "one-run"),
             (with_part("roc", auc=0.5), "attack"),
+            (dataclasses.replace(GOOD, roc=None), "attack"),
             (with_part("guess_rule", k_plus=99), "guess rule"),
             (with_part("canary", n_included=1), "number of canaries"),
             (with_part("canary", revealed_seed="00" * 32), "commitment"),
@@ -78,6 +88,10 @@ class TestDifferences:
     def test_what_was_changed_is_named(self, changed: AuditReport, named: str) -> None:
         (found,) = self.check(changed)
         assert named in found
+
+    def test_a_power_that_the_audit_did_not_have_is_named(self) -> None:
+        found = one_run_differences(GOOD, MANIFEST, self.SCORES, CURVE)
+        assert found == ("what the audit could have detected",)
 
     def test_a_manifest_written_afterwards_opens_nothing(self) -> None:
         """M32: another number of guesses cannot be chosen once the coins are known."""
