@@ -37,6 +37,10 @@ class ActionRanges:
                 raise SettingInvalid(field.name, "an action range lies outside [0, 1]")
 
 
+# Wider rates than a policy from scratch may reach: pretraining is what makes them safe.
+PRETRAINED_RANGES = ActionRanges(rate=1.0, base_rate=1.0)
+
+
 def to_group_actions(rows: Rows, ranges: ActionRanges) -> GroupActions:
     """Proposal for K groups from K + 1 rows; the last row steers the whole job.
 

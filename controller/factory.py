@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from controller.errors import ControllerUnknown
+from controller.choice import resolve_type
 from controller.observation import GroupDescription, describe_groups
 from controller.reference import ReferencePolicy
 from dp_core.ports import HyperPolicy
 from dp_core.telemetry import WindowTelemetry
-
-AUTO_TYPE = "reference"  # the default is whatever wins the benchmark, and none was run yet
-CONTROLLER_TYPES = ("auto", "reference", "rldp")
 
 
 def make_policy(
@@ -29,11 +26,12 @@ def make_policy(
     Raises:
         ControllerUnknown: no such type in this version.
         SettingInvalid: no groups or no windows.
+        PolicyStateMismatch: the shipped policy is missing or damaged.
         TypeError: the telemetry holds anything but released and public values.
     """
     if isinstance(groups, WindowTelemetry):
         groups = describe_groups(groups)
-    resolved = AUTO_TYPE if controller_type == "auto" else controller_type
+    resolved = resolve_type(controller_type)
     if resolved == "reference":
         return ReferencePolicy(groups=groups)
     if resolved == "rldp":
@@ -41,4 +39,9 @@ def make_policy(
         from controller.sac import SacPolicy
 
         return SacPolicy(groups=groups, seed=seed, chunks_planned=chunks_planned)
-    raise ControllerUnknown(controller_type, CONTROLLER_TYPES)
+    from controller.pretraining.policy_file import read_policy
+    from controller.sac import SacPolicy
+
+    return SacPolicy(
+        groups=groups, seed=seed, chunks_planned=chunks_planned, pretrained=read_policy()
+    )

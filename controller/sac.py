@@ -1,13 +1,17 @@
 """RLDP's soft actor-critic as a `HyperPolicy`: one network steers every clip group.
 
+It starts from scratch, or from a pretrained policy (`controller.pretraining.policy_file`),
+which acts from the first window on and is refined, or left as it is, by the job.
+
 stable-baselines3's SAC does the learning; this class feeds it. Each window gives K + 1
 transitions, one per group and one for the whole job, all into one replay buffer.
 
 Guarantees:
-- Before the first window nothing is released, so that window runs the reference plan.
-- After it the mean action starts within 0.01 of the reference; exploration is Gaussian
-  with std 0.15 (of the ranges in `ActionRanges`), annealed to 0.03, and never leaves
-  `exploration_max` around the mean action.
+- From scratch: before the first window nothing is released, so that window runs the
+  reference plan. After it the mean action starts within 0.01 of the reference; exploration
+  is Gaussian with std 0.15 (of the ranges in `ActionRanges`), annealed to 0.03.
+- Exploration never leaves `exploration_max` around the mean action; a policy that does not
+  learn does not explore.
 - Equal (groups, seed, settings) and equal telemetry give equal actions on one machine;
   `propose` changes no parameter and answers a repeated question the same way.
 - The process-wide generators of torch, numpy and Python are left as they were found.
@@ -20,7 +24,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,9 +54,11 @@ from controller.policy_state import (
     unpack_model,
     write_tensors,
 )
+from controller.pretraining.policy_file import PolicyFile
 from controller.randomness import own_randomness
 from controller.released import number, require_released
 from controller.reward import RewardConfig, group_reward, next_spend_price, window_reward
+from controller.sac_config import PRETRAINED_CONFIG, SacConfig, start_near_reference
 from controller.safety import SafetyConfig, SafetyNet
 from dp_core.ports import GroupActions
 from dp_core.telemetry import WindowTelemetry
@@ -60,30 +66,6 @@ from dp_core.telemetry import WindowTelemetry
 FORMAT_VERSION = 1
 TENSORS_FILE = "policy.safetensors"
 DOCUMENT_FILE = "policy.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SacConfig:
-    """Settings of the learner; none of them touches privacy."""
-
-    hidden: tuple[int, ...] = (64, 64)
-    learning_rate: float = 1e-4  # higher ones wander off within one job (README)
-    discount: float = 0.9  # looks about ten windows ahead
-    gradient_steps: int = 8  # per window
-    batch_rows: int = 64
-    replay_rows_max: int = 16_384
-    windows_before_training: int = 2
-    entropy_coefficient_first: float = 0.01
-    exploration_std_first: float = 0.15
-    exploration_std_last: float = 0.03
-    exploration_max: float = 0.45
-    last_layer_scale: float = 0.01
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not (min(value) if isinstance(value, tuple) else value) > 0:
-                raise SettingInvalid(field.name, "must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +79,7 @@ class _Pending:
 
 
 class SacPolicy:
-    """SAC from scratch, trained between the windows of one job."""
-
-    name = "rldp"
+    """SAC trained between the windows of one job, from scratch or from a pretrained start."""
 
     def __init__(
         self,
@@ -111,11 +91,18 @@ class SacPolicy:
         ranges: ActionRanges | None = None,
         reward: RewardConfig | None = None,
         safety: SafetyConfig | None = None,
+        pretrained: PolicyFile | None = None,
+        name: str | None = None,
+        learns: bool = True,
+        masked: Sequence[str] = (),
     ) -> None:
         """`chunks_planned` sets the pace at which exploration anneals.
 
+        `pretrained` brings networks, their size and the action ranges. Without `learns` the
+        mean action is played and nothing is trained. `masked` features read as 0: ablations.
+
         Raises:
-            SettingInvalid: no groups, or no windows.
+            SettingInvalid: no groups, no windows, or a feature of no known name.
         """
         if not groups:
             raise SettingInvalid("groups", "a policy needs at least one clip group")
@@ -124,7 +111,13 @@ class SacPolicy:
         self._groups = tuple(groups)
         self._seed = seed
         self._chunks_planned = chunks_planned
-        self._config = config or SacConfig()
+        self.name = name or ("rldp" if pretrained is None else "rldp_pretrained")
+        self._pretrained, self._learns = pretrained, learns
+        self._masked = _columns(masked)
+        self._config = config or (SacConfig() if pretrained is None else PRETRAINED_CONFIG)
+        if pretrained is not None:
+            self._config = replace(self._config, hidden=pretrained.hidden)
+            ranges = ranges or pretrained.ranges
         self._ranges = ranges or ActionRanges()
         self._reward = reward or RewardConfig()
         self._model = self._new_model()
@@ -139,15 +132,15 @@ class SacPolicy:
     # The port ---------------------------------------------------------------------
 
     def propose(self, telemetry: WindowTelemetry) -> GroupActions:
-        """Actions for the next window; the reference before the first and once frozen.
+        """Actions for the next window; the reference once frozen, and from scratch at first.
 
         Raises:
             TypeError: the telemetry holds anything but released and public values.
             GroupsChanged: other clip groups than the policy was made for.
         """
         self._check_groups(telemetry)
-        observations = observe(telemetry, self._memory, self._last_actions)
-        is_blind = telemetry.chunk < 0
+        observations = self._observe(telemetry)
+        is_blind = telemetry.chunk < 0 and self._pretrained is None
         actions = self._no_actions()
         if not (is_blind or self.is_frozen):
             actions = self._explore(observations, telemetry.chunk)
@@ -175,7 +168,7 @@ class SacPolicy:
         if pending is None or pending.chunk >= telemetry.chunk:
             return
         self._last_actions = pending.actions
-        if self.is_frozen:
+        if self.is_frozen or not self._learns:
             return
         self._store(telemetry, pending, before)
         self._spend_price = next_spend_price(
@@ -254,6 +247,7 @@ class SacPolicy:
     def _new_model(self) -> SAC:
         config = self._config
         rows = min((len(self._groups) + 1) * self._chunks_planned, config.replay_rows_max)
+        first = config.exploration_std_first
         with own_randomness(self._seed, "networks", 0):
             model = SAC(
                 "MlpPolicy",
@@ -268,11 +262,18 @@ class SacPolicy:
                 device="cpu",
             )
         model.set_logger(Logger(folder=None, output_formats=[]))
-        _start_near_reference(model, config)
+        if self._pretrained is None:
+            start_near_reference(model, scale=config.last_layer_scale, std=first)
+        else:
+            model.policy.load_state_dict(self._pretrained.networks())
+            # The width of its last exploration belongs to pretraining, not to a job.
+            start_near_reference(model, scale=None, std=first)
         return model
 
     def _explore(self, observations: Rows, chunk: int) -> Rows:
         mean, _ = self._model.policy.predict(observations, deterministic=True)
+        if not self._learns:
+            return np.asarray(np.clip(mean, -1.0, 1.0), dtype=np.float32)
         with own_randomness(self._seed, "exploration", chunk):
             drawn, _ = self._model.policy.predict(observations, deterministic=False)
         limit = self._config.exploration_max
@@ -283,7 +284,7 @@ class SacPolicy:
     def _store(
         self, telemetry: WindowTelemetry, pending: _Pending, before: ObservationMemory
     ) -> None:
-        observations = observe(telemetry, self._memory, self._last_actions)
+        observations = self._observe(telemetry)
         shared = window_reward(
             self._reward,
             utility_change=self._memory.utility_change(before),
@@ -316,6 +317,11 @@ class SacPolicy:
         return ACTION_SIZE * (0.5 * math.log(2 * math.pi * math.e) + log_std)
 
     # Small things -----------------------------------------------------------------
+
+    def _observe(self, telemetry: WindowTelemetry) -> Rows:
+        rows = observe(telemetry, self._memory, self._last_actions)
+        rows[:, self._masked] = 0.0
+        return rows
 
     def _no_actions(self) -> Rows:
         return np.zeros((len(self._groups) + 1, ACTION_SIZE), dtype=np.float32)
@@ -353,6 +359,9 @@ class SacPolicy:
             "features": [name for name, _ in FEATURES],
             "config": {**asdict(self._config), "hidden": list(self._config.hidden)},
             "ranges": asdict(self._ranges),
+            "learns": self._learns,
+            "masked": list(self._masked),
+            "pretrained": None if self._pretrained is None else self._pretrained.digest,
         }
 
     def _read_document(self, state: Mapping[str, bytes]) -> dict[str, Any]:
@@ -393,16 +402,11 @@ class SacPolicy:
         return pending, last
 
 
-def _start_near_reference(model: SAC, config: SacConfig) -> None:
-    """Shrinks the actor's two last layers: mean near 0, std near its first value."""
-    actor = model.actor
-    with torch.no_grad():
-        for layer, bias in (
-            (actor.mu, 0.0),
-            (actor.log_std, math.log(config.exploration_std_first)),
-        ):
-            layer.weight.mul_(config.last_layer_scale)
-            layer.bias.fill_(bias)
+def _columns(names: Sequence[str]) -> list[int]:
+    known = [name for name, _ in FEATURES]
+    if unknown := set(names) - set(known):
+        raise SettingInvalid("masked", f"no features named {', '.join(sorted(unknown))}")
+    return [known.index(name) for name in names]
 
 
 def _fraction(value: float) -> float:

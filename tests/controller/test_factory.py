@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from controller.choice import CONTROLLER_TYPES
 from controller.errors import ControllerUnknown
-from controller.factory import CONTROLLER_TYPES, make_policy
+from controller.factory import make_policy
 from controller.observation import describe_groups
 from dp_core.ports import GroupActions
 from tests.controller.cases import run_job, simulated_job
@@ -16,7 +17,12 @@ from tests.controller.cases import run_job, simulated_job
 
 @pytest.mark.parametrize(
     ("controller_type", "name"),
-    [("auto", "reference"), ("reference", "reference"), ("rldp", "rldp")],
+    [
+        ("auto", "reference"),
+        ("reference", "reference"),
+        ("rldp", "rldp"),
+        ("rldp_pretrained", "rldp_pretrained"),
+    ],
 )
 def test_type_gives_its_policy(controller_type: str, name: str) -> None:
     job = simulated_job()

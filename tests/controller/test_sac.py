@@ -13,7 +13,8 @@ from safetensors.torch import load, save
 
 from controller.errors import GroupsChanged, PolicyStateMismatch, SettingInvalid
 from controller.observation import OBSERVATION_SIZE
-from controller.sac import DOCUMENT_FILE, TENSORS_FILE, SacConfig, SacPolicy
+from controller.sac import DOCUMENT_FILE, TENSORS_FILE, SacPolicy
+from controller.sac_config import SacConfig
 from dp_core.ports import GroupActions
 from tests.controller.cases import run_job, sac_policy, simulated_job, with_loss
 

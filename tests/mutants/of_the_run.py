@@ -22,6 +22,7 @@ ADAPTIVE = (
     "test_training.py::TestWholeRun::"
     "test_each_charge_of_an_adaptive_run_holds_the_settings_its_steps_use"
 )
+SCHEDULED = "test_noise_schedule.py::TestRun"
 LAW = "test_noise.py::TestLaw"
 NOISE = "test_plan_optimizer.py::TestUpdate::test_noise_enters_once_with_the_std_of_each_component"
 TERMS = "terms = math.fsum((d / s) ** 2 for d, s in zip(sensitivities, stds, strict=True))"
@@ -100,6 +101,30 @@ PRICE_MUTANTS = (
         "components=settings.components(),",
         "components=(self.optimizer._armed_settings or settings).components(),",
         ADAPTIVE,
+    ),
+    mutant(
+        "M25f",
+        "a redone window takes the schedule's level of the steps that are finished",
+        "training.py",
+        "action, first_step=started)",
+        "action, first_step=self.step)",
+        f"{SCHEDULED}::test_redone_steps_move_along_the_schedule",
+    ),
+    mutant(
+        "M25g",
+        "a window runs past the end of its level",
+        "training.py",
+        "steps = min(steps, self.plan.noise_schedule.at(started)[1])",
+        "steps = min(steps, self.plan.noise_schedule.steps)",
+        f"{SCHEDULED}::test_a_window_ends_where_the_level_does",
+    ),
+    mutant(
+        "M25h",
+        "any level of the schedule passes in every window",
+        "plan_optimizer.py",
+        "if settings.noise_multiplier != level or permit.steps > steps:",
+        "if permit.steps > steps:",
+        f"{SCHEDULED}::test_another_level_of_the_schedule_is_refused_before_the_draw",
     ),
     mutant(
         "M28a",
@@ -297,7 +322,7 @@ JOURNAL_MUTANTS = (
         "chunk_index=position.next_chunk,",
         "chunk_index=self.chunk + 1,",
         KILLED,
-        ("training.py", "first_step=position.steps_started,", "first_step=self.step,"),
+        ("training.py", "first_step=started,", "first_step=self.step,"),
     ),
     mutant(
         "M23b",
@@ -312,10 +337,10 @@ JOURNAL_MUTANTS = (
         "M23c",
         "spending is taken from the checkpoint",
         "training.py",
-        "self.plan.steps_started_max - position.steps_started,",
+        "self.plan.steps_started_max - started,",
         "self.plan.steps_started_max - self.step,",
         KILLED,
-        ("training.py", "first_step=position.steps_started,", "first_step=self.step,"),
+        ("training.py", "first_step=started,", "first_step=self.step,"),
         ("training.py", "chunk_index=position.next_chunk,", "chunk_index=self.chunk + 1,"),
     ),
 )
