@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,18 +10,28 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.telemetry import TelemetryConfig
 
+from service.answers import ANSWERS
 from service.auth.endpoints import router as api_keys
 from service.auth.subject import current_subject
 from service.bodies import BodyGuard
+from service.chat.endpoints import router as chat
 from service.dashboard.approval_endpoints import router as approval_pages
+from service.dashboard.chat_endpoints import router as chat_pages
 from service.dashboard.endpoints import router as dashboard
+from service.dashboard.evidence_endpoints import router as evidence_pages
+from service.dashboard.file_endpoints import router as file_pages
+from service.dashboard.file_endpoints import too_large_page
 from service.dashboard.ledger_endpoints import router as ledger_pages
-from service.database import Database
+from service.dashboard.live_endpoints import router as live_pages
+from service.dashboard.provider_endpoints import router as provider_pages
+from service.dashboard.steer_endpoints import router as steer_pages
+from service.dashboard.submit_endpoints import router as submit_pages
+from service.database import KEYS_AT_ONCE, REQUESTS_AT_ONCE, Database
 from service.datasets import storage
 from service.datasets.endpoints import router as datasets
 from service.dependencies import SubjectDep
 from service.edge import Edge
-from service.errors import STATUS_OF_CODE
+from service.gauges import http_seconds, registry_of
 from service.health import router as health
 from service.jobs.endpoints import router as jobs
 from service.ledger import guard
@@ -29,11 +40,15 @@ from service.ledger.disclosure_endpoints import router as disclosures
 from service.ledger.endpoints import router as ledger
 from service.ledger.recovery_endpoints import router as recoveries
 from service.models_endpoints import router as models
+from service.openapi import install as install_openapi
+from service.operations.endpoints import router as operations
 from service.populations.endpoints import router as populations
-from service.problems import MEDIA_TYPE, install_handlers
+from service.problems import install_handlers
 from service.settings import Settings
+from service.webhooks.endpoints import router as webhooks
 
 TITLE = "rldp"
+API_VERSION = "1"
 # Never let the framework's own tracing see requests: its logs quote faults and exceptions.
 TELEMETRY_OFF: TelemetryConfig = {
     "tracing": False,
@@ -42,41 +57,9 @@ TELEMETRY_OFF: TelemetryConfig = {
     "operation_spans": False,
     "auto_configure": False,
 }
-# Stands in the API's description in place of the framework's own error shape.
-PROBLEM: dict[int | str, dict[str, Any]] = {
-    "default": {
-        "description": "A problem (RFC 9457) that also holds the `error` of the openai client.",
-        "content": {
-            MEDIA_TYPE: {
-                "schema": {
-                    "type": "object",
-                    "required": ["type", "title", "status", "detail", "request_id", "error"],
-                    "properties": {
-                        "type": {"type": "string"},
-                        "title": {"type": "string"},
-                        "status": {"type": "integer"},
-                        "detail": {"type": "string"},
-                        "instance": {"type": "string"},
-                        "request_id": {"type": "string"},
-                        "errors": {"type": "array", "items": {"type": "object"}},
-                        "balance": {"type": "object"},
-                        "error": {
-                            "type": "object",
-                            "properties": {
-                                "message": {"type": "string"},
-                                "type": {"type": "string"},
-                                "param": {"type": ["string", "null"]},
-                                "code": {"type": "string", "enum": sorted(STATUS_OF_CODE)},
-                            },
-                        },
-                    },
-                }
-            }
-        },
-    }
-}
 # Every one of these asks for a key first, also on a route that forgets to.
 AUTHENTICATED: tuple[APIRouter, ...] = (
+    jobs,  # first, since routers are tried in this order and these are asked for most
     models,
     datasets,
     populations,
@@ -84,11 +67,25 @@ AUTHENTICATED: tuple[APIRouter, ...] = (
     audits,
     disclosures,
     recoveries,
-    jobs,
     api_keys,
+    webhooks,
+    operations,
+    chat,
 )
 # These look after themselves: health is for anyone, the dashboard has its own sign-in.
-OPEN: tuple[APIRouter, ...] = (health, dashboard, ledger_pages, approval_pages)
+OPEN: tuple[APIRouter, ...] = (
+    health,
+    submit_pages,  # before the pages of one job: /jobs/{job_id}
+    file_pages,
+    live_pages,
+    dashboard,
+    provider_pages,
+    ledger_pages,
+    evidence_pages,
+    approval_pages,
+    chat_pages,  # before the buttons: /jobs/{job_id}/{verb}
+    steer_pages,
+)
 
 
 def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
@@ -98,6 +95,8 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     """
     app = FastAPI(
         title=TITLE,
+        version=API_VERSION,
+        generate_unique_id_function=lambda route: route.name,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -108,15 +107,20 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.owns_database = database is None
     app.state.database = database or Database(settings.resolved_database_url)
+    app.state.turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
+    app.state.looks = asyncio.Semaphore(KEYS_AT_ONCE)
     storage.prepare(settings.files_dir)
     for router in AUTHENTICATED:
-        app.include_router(router, dependencies=[Depends(current_subject)], responses=PROBLEM)
+        app.include_router(router, dependencies=[Depends(current_subject)])
     for router in OPEN:
         app.include_router(router)
     _add_openapi(app)
     install_handlers(app)
-    app.add_middleware(BodyGuard, upload_bytes_max=settings.upload_bytes_max)
-    app.add_middleware(Edge)  # added last, hence outermost
+    app.add_middleware(
+        BodyGuard, upload_bytes_max=settings.upload_bytes_max, too_large_page=too_large_page
+    )
+    app.state.metrics = registry_of(app.state.database)
+    app.add_middleware(Edge, seconds=http_seconds(app.state.metrics))  # last, hence outermost
     return app
 
 
@@ -127,11 +131,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         with app.state.database.transaction() as session:
             guard.configure(session, quorum=quorum)
     yield
+    if getattr(app.state, "speaker", None) is not None:
+        app.state.speaker.close()
     if app.state.owns_database:
         app.state.database.dispose()
 
 
 def _add_openapi(app: FastAPI) -> None:
+    install_openapi(app, ANSWERS)
+
     @app.get("/openapi.json", include_in_schema=False)
     def openapi(_subject: SubjectDep) -> dict[str, Any]:
         """The description of the API; there are no interactive pages."""

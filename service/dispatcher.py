@@ -1,4 +1,4 @@
-"""Rings, reaps, publishes: sends the outbox, takes back expired jobs, has the ledger signed.
+"""Rings, tells, reaps, publishes: outbox, webhooks, expired jobs, signatures of the ledger.
 
 Every turn of it may be lost or doubled; the rows tell what is left to do (service.md 8,
 12). It never claims, charges or trains.
@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 
 from service.database import Database
 from service.datasets import retention
-from service.gauges import write_gauges
-from service.jobs import leases, outbox
+from service.gauges import registry_of, write_gauges
+from service.jobs import leases, outbox, steering
 from service.ledger.publisher import Publisher
 from service.ledger.watch import Watch
 from service.settings import Settings
+from service.webhooks import deliveries
 
 logger = logging.getLogger(__name__)
 
 SEND_SECONDS = 0.3
+TELL_SECONDS = 1.0
 REAP_SECONDS = 10.0
 SWEEP_SECONDS = 3600.0
 WATCH_SECONDS = 60.0
@@ -38,12 +40,19 @@ class Dispatcher:
     ring: Callable[[str], None] | None  # None: no broker, workers poll
     publisher: Publisher | None = None  # None: another process signs the ledger
     _watch: Watch = field(init=False)
+    _sender: deliveries.Sender = field(init=False)
 
     def __post_init__(self) -> None:
         self._watch = Watch(db=self.db)
+        self._sender = deliveries.Sender(db=self.db, settings=self.settings)
 
     def run(self, stop: threading.Event) -> None:
-        """Works until told to stop. An unreachable database or broker only delays."""
+        """Works until told to stop. An unreachable database or broker only delays.
+
+        Webhooks leave from a thread of their own: a slow server of somebody else's rings no
+        bell late.
+        """
+        threading.Thread(target=self._tell, args=(stop,), name="webhooks", daemon=True).start()
         reap_seconds = min(REAP_SECONDS, self.settings.lease_seconds / 4)
         watch_at = reap_at = sweep_at = publish_at = 0.0
         while not stop.is_set():
@@ -61,6 +70,10 @@ class Dispatcher:
                 self._guarded(self.publish)
                 publish_at = time.monotonic() + PUBLISH_SECONDS
             stop.wait(0 if sent else SEND_SECONDS)
+
+    def _tell(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            stop.wait(0 if self._guarded(self._sender.turn) else TELL_SECONDS)
 
     def _guarded(self, turn: Callable[[], int]) -> int:
         """One turn; a bad one ends no dispatcher. Texts of errors stay inside."""
@@ -98,19 +111,21 @@ class Dispatcher:
         return True
 
     def reap(self) -> int:
-        """Takes back jobs whose worker was not heard of, rings again, cleans up."""
+        """Takes back jobs whose worker was not heard of, ends old holds, rings again, cleans up."""
         taken = leases.reap_expired(self.db, attempts_max=self.settings.attempts_max)
         for job_id in taken:
             logger.warning("lease expired", extra={"job_id": job_id})
+        for job_id in steering.end_old_holds(self.db):
+            logger.warning("held too long", extra={"job_id": job_id})
         outbox.ring_again(self.db)
         outbox.clean(self.db)
+        deliveries.forget_old(self.db)
         return len(taken)
 
     def watch(self) -> int:
         """Checks the invariants, halts the ledger on a break, and writes the gauges."""
         found = self._watch.turn()
-        with self.db.reading() as session:
-            write_gauges(session, self.settings.data_dir / "metrics" / "rldp.prom")
+        write_gauges(registry_of(self.db), self.settings.data_dir / "metrics" / "rldp.prom")
         return found
 
     def publish(self) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 
+from prometheus_client import Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import rate_limits, row_fence
 from service.logs import frames_of
 from service.problems import internal_error, problem_response, request_id_of
 from service.routes import route_template
@@ -42,8 +44,8 @@ class Edge:
     place; its text, which may quote a row, goes nowhere.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, seconds: Histogram) -> None:
+        self._app, self._seconds = app, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,12 +58,15 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _dress(MutableHeaders(scope=message), request_id_of(scope), scope["path"])
+                headers = MutableHeaders(scope=message)
+                _dress(headers, request_id_of(scope), scope["path"])
+                headers.update(rate_limits.headers_of(scope.get(rate_limits.SCOPE_KEY, [])))
             await send(message)
 
         broken = False
         try:
-            await self._app(scope, receive, dressed)
+            with row_fence.request():
+                await self._app(scope, receive, dressed)
         except Exception as error:
             _log_failure(error, _fields(scope, 500, started))
             broken = True
@@ -69,7 +74,10 @@ class Edge:
             raise AnswerCut
         if broken:
             await problem_response(scope, internal_error())(scope, receive, dressed)
-        access_log.info("request", extra=_fields(scope, status or 500, started))
+        fields = _fields(scope, status or 500, started)
+        access_log.info("request", extra=fields)
+        labels = (str(fields[name]) for name in ("route", "method", "status"))
+        self._seconds.labels(*labels).observe(time.monotonic() - started)
 
 
 def _log_failure(error: Exception, fields: dict[str, object]) -> None:

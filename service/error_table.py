@@ -12,8 +12,13 @@ from service.errors import ServiceError
 from service.jobs.errors import ERROR_TABLE as JOB_ERRORS
 from service.ledger.errors import ERROR_TABLE as LEDGER_ERRORS
 from service.ledger.errors import BudgetExceeded
+from service.sealing.errors import ERROR_TABLE as SEAL_ERRORS
 
-DOMAIN_ERRORS: dict[type[Exception], tuple[int, str]] = {**JOB_ERRORS, **LEDGER_ERRORS}
+DOMAIN_ERRORS: dict[type[Exception], tuple[int, str]] = {
+    **JOB_ERRORS,
+    **LEDGER_ERRORS,
+    **SEAL_ERRORS,
+}
 
 
 def as_service_error(error: Exception) -> ServiceError | None:
@@ -47,6 +52,8 @@ def _extra(error: Exception, code: str) -> dict[str, Any]:
             "needed_pico": str(error.requested_pico),
             "available_pico": str(error.available_pico),
         }
+        if error.receipts:
+            extra["receipts"] = list(error.receipts)
     param = _param(error)
     if code in {"field_invalid", "plan_infeasible"} and param is not None:
         pointer = "/" + param.replace(".", "/")

@@ -8,16 +8,20 @@
     ├── DatasetRequired          400 dataset_required
     ├── AuthenticationRequired   401 authentication_required
     ├── RoleForbidden            403 role_forbidden
+    ├── ScopeForbidden           403 role_forbidden
     ├── TrainingDataSealed       403 training_data_sealed
     ├── NotFound                 404 not_found: absent, or in a scope the caller may not see
     ├── StateConflict            409 state_conflict, never repeated by the client
+    ├── RequestInProgress        409 request_in_progress
     ├── EtagMismatch             412 etag_mismatch
     ├── BodyTooLarge             413 body_too_large
     ├── EncodingRefused          415 content_encoding_refused
     ├── MediaTypeRefused         415 media_type_refused
     ├── FieldInvalid             422 field_invalid
     ├── FileInvalid              422 file_invalid
+    ├── IdempotencyKeyReused     422 idempotency_key_reused
     ├── PreconditionRequired     428 precondition_required
+    ├── RateLimited              429 rate_limited
     └── NotReady                 503 not_ready
 
 Domain packages keep their own families and state their statuses in an `ERROR_TABLE`;
@@ -72,6 +76,8 @@ class ServiceError(Exception):
 
     `param` is the dotted name of a known field; `extra` is added to the problem body.
     """
+
+    retry_seconds = RETRY_SECONDS  # for the statuses that ask to come again
 
     def __init__(
         self,
@@ -153,6 +159,13 @@ class RoleForbidden(ServiceError):
         super().__init__(403, "role_forbidden", "Your role may not do this.")
 
 
+class ScopeForbidden(ServiceError):
+    """The role may, but not with this key."""
+
+    def __init__(self) -> None:
+        super().__init__(403, "role_forbidden", "The scopes of this key do not cover this.")
+
+
 class TrainingDataSealed(ServiceError):
     """Only data stewards read training data back."""
 
@@ -174,6 +187,28 @@ class StateConflict(ServiceError):
 
     def __init__(self, message: str) -> None:
         super().__init__(409, "state_conflict", message)
+
+
+class RequestInProgress(ServiceError):
+    """An equal key is held by a request still open; nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            409,
+            "request_in_progress",
+            "The first request under this Idempotency-Key is still open.",
+        )
+
+
+class IdempotencyKeyReused(ServiceError):
+    """The key stands with another request; nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            422,
+            "idempotency_key_reused",
+            "This Idempotency-Key was used for another request. Send a new key with a new request.",
+        )
 
 
 class EtagMismatch(ServiceError):
@@ -232,6 +267,18 @@ class PreconditionRequired(ServiceError):
 
     def __init__(self) -> None:
         super().__init__(428, "precondition_required", "Send If-Match with the object's ETag.")
+
+
+class RateLimited(ServiceError):
+    """Too many requests of one key, one hospital, or with wrong keys from one address."""
+
+    def __init__(self, policy: str, retry_seconds: int) -> None:
+        super().__init__(
+            429,
+            "rate_limited",
+            f"Too many requests (limit: {policy}). Come again in {retry_seconds} s.",
+        )
+        self.retry_seconds = retry_seconds
 
 
 class NotReady(ServiceError):

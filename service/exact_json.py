@@ -7,6 +7,7 @@ framework's own reader would have made a float of it first. Use `ExactRoute` as 
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Coroutine
@@ -17,6 +18,8 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from service.one_thread import in_one_thread
 
 _DECIMAL = re.compile(r"(?:\d{1,12}(?:\.\d{1,18})?|\.\d{1,18})(?:[eE][+-]?\d{1,2})?")
 
@@ -44,9 +47,20 @@ def exact_json(data: bytes) -> Any:
     """The value of a JSON text; fractions as Decimal.
 
     Raises:
-        ValueError: not JSON.
+        ValueError: not JSON, or a text in it has a NUL character, which PostgreSQL cannot hold.
     """
-    return json.loads(data, parse_float=Decimal, parse_constant=_no_constant)
+    value = json.loads(data, parse_float=Decimal, parse_constant=_no_constant)
+    if b"\\u0000" in data and _has_nul(value):
+        raise ValueError("a text with NUL")
+    return value
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(_has_nul(key) or _has_nul(item) for key, item in value.items())
+    return isinstance(value, list) and any(_has_nul(item) for item in value)
 
 
 class ExactRequest(Request):
@@ -59,7 +73,12 @@ class ExactRequest(Request):
 
 
 class ExactRoute(APIRoute):
-    """A route whose body is read exactly."""
+    """A route whose body is read exactly, and whose blocking endpoint runs `in_one_thread`."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if not inspect.iscoroutinefunction(endpoint):
+            endpoint = in_one_thread(endpoint, options.get("status_code"))
+        super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

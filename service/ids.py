@@ -24,6 +24,9 @@ PREFIXES = frozenset(
         "req_",
         "acc_",
         "rst_",
+        "wh_",
+        "whd_",
+        "evt_",
     ]
 )
 

@@ -1,14 +1,15 @@
-"""Every metric a job may write, declared once with its release class (service.md 14).
+"""Every metric a job may write or Prometheus may read, declared once (service.md 14).
 
 An undeclared name cannot be written: `require_declared` stands in front of the only
-insert. There is no class for exact training values, because no such value leaves the
-training step (privacy.md 12).
+insert, `require_operation` in front of every series of a scrape. There is no class for
+exact training values, because no such value leaves the training step (privacy.md 12).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 
 class ReleaseClass(StrEnum):
@@ -108,3 +109,64 @@ def require_declared(name: str) -> Declaration:
     if declaration is None:
         raise UndeclaredMetric()
     return declaration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One series for operators. All are public: functions of rows that hold no patients' data."""
+
+    name: str  # without the `_total` that the format adds to a counter
+    kind: Literal["gauge", "counter", "histogram"]
+    labels: tuple[str, ...]  # values from closed sets, or opaque ids
+    meaning: str
+    release_class: ReleaseClass = ReleaseClass.PUBLIC
+
+
+def _operation(
+    name: str, meaning: str, *labels: str, kind: Literal["gauge", "counter", "histogram"] = "gauge"
+) -> Operation:
+    return Operation(name=name, kind=kind, labels=labels, meaning=meaning)
+
+
+OPERATIONS: dict[str, Operation] = {
+    declared.name: declared
+    for declared in (
+        _operation("rldp_database_up", "1 while the database answers"),
+        _operation("rldp_invariant_broken", "1 if this invariant halted the ledger", "name"),
+        _operation("rldp_ledger_halted", "1 while nothing is reserved or charged"),
+        _operation("rldp_checkpoint_age_seconds", "since the newest checkpoint was signed"),
+        _operation("rldp_witness_age_seconds", "since a witness last cosigned"),
+        _operation("rldp_jobs", "jobs by state", "state"),
+        _operation("rldp_queue_wait_seconds", "age of the oldest job that a worker may take"),
+        _operation(
+            "rldp_worker_heartbeat_age_seconds", "since the quietest working worker was heard of"
+        ),
+        _operation(
+            "rldp_lease_lost", "attempts whose worker was not heard of in time", kind="counter"
+        ),
+        _operation("rldp_windows", "windows by what became of them", "outcome", kind="counter"),
+        _operation(
+            "rldp_budget_used_ratio", "held and spent over the limit", "population", "block"
+        ),
+        _operation(
+            "rldp_http_seconds",
+            "times of requests to this process",
+            "route",
+            "method",
+            "status",
+            kind="histogram",
+        ),
+    )
+}
+
+
+def require_operation(name: str) -> Operation:
+    """The declaration of a series for operators.
+
+    Raises:
+        UndeclaredMetric: there is none.
+    """
+    declared = OPERATIONS.get(name)
+    if declared is None:
+        raise UndeclaredMetric()
+    return declared

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from dp_core.memory import ModelShape
 from dp_core.model_files import CONFIG_NAME, WEIGHTS_PATTERN, model_digest, sha256_of
 from service.demo import models as packaged
 from service.settings import Settings
@@ -29,6 +30,7 @@ class BaseModelEntry:
     digest: str
     context_tokens: int
     parameters: int  # elements of its weights
+    shape: ModelShape | None  # None: its configuration does not tell
     created_at: int  # Unix seconds: when the directory's configuration was written
     owned_by: str
 
@@ -70,13 +72,14 @@ def _is_model(directory: Path) -> bool:
 
 
 def _entry(name: str, directory: Path, owner: str) -> BaseModelEntry:
-    config = directory / CONFIG_NAME
+    config, parameters = directory / CONFIG_NAME, _parameters(directory)
     return BaseModelEntry(
         id=name,
         directory=directory,
         digest=model_digest(directory, _cached_digest),
         context_tokens=_context_tokens(config),
-        parameters=_parameters(directory),
+        parameters=parameters,
+        shape=ModelShape.of(json.loads(config.read_bytes()), parameters=parameters),
         created_at=int(config.stat().st_mtime),
         owned_by=owner,
     )

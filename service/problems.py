@@ -13,14 +13,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from service.auth.keys import authenticate
+from service.auth.bearer import owner_of_bearer
 from service.error_table import DOMAIN_ERRORS, as_service_error
 from service.errors import (
-    RETRY_SECONDS,
     AuthenticationRequired,
     MalformedRequest,
     MediaTypeRefused,
     NotFound,
+    NotReady,
     ServiceError,
 )
 from service.field_faults import request_fault
@@ -71,7 +71,7 @@ def problem_response(scope: Any, error: ServiceError) -> JSONResponse:
     if error.code == "request_in_progress":
         headers["Retry-After"] = "1"
     if error.status in (429, 503):
-        headers["Retry-After"] = str(RETRY_SECONDS)
+        headers["Retry-After"] = str(error.retry_seconds)
     return JSONResponse(
         problem_body(scope, error),
         status_code=error.status,
@@ -110,9 +110,12 @@ def _on_validation(request: Request, error: Exception) -> Response:
 
 def _is_authenticated(request: Request) -> bool:
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and (
-        authenticate(request.app.state.database, text.strip()) is not None
-    )
+    try:
+        return scheme.lower() == "bearer" and (
+            owner_of_bearer(request.app.state, text.strip()) is not None
+        )
+    except NotReady:  # nobody can tell; the caller is told no more than a stranger is
+        return False
 
 
 def _on_http(request: Request, error: Exception) -> Response:

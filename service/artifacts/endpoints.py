@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Response
-from fastapi.responses import FileResponse
 from sqlalchemy.orm import Session
 
 from dp_core.errors import InvariantViolation
@@ -15,9 +14,13 @@ from service.artifacts import service
 from service.artifacts.models import Artifact
 from service.certificates.models import Certificate
 from service.errors import NotFound, ServiceError
+from service.sealing.answers import file_answer
+from service.sealing.files import StoredFile
+from service.sealing.keyring import Keyring
 
 CERTIFICATE = "certificate.json"
 CHUNK_BYTES = 1024 * 1024
+CHANGED = "A released file no longer has the digest of its settle entry."
 
 
 def artifact_list(session: Session, job_id: str) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def artifact_list(session: Session, job_id: str) -> dict[str, Any]:
     }
 
 
-def artifact_file(session: Session, job_id: str, name: str) -> Response:
+def artifact_file(session: Session, keys: Keyring, job_id: str, name: str) -> Response:
     """The bytes of one file, if a release of the job is published under a checkpoint.
 
     Raises:
@@ -56,6 +59,41 @@ def artifact_file(session: Session, job_id: str, name: str) -> Response:
     file = next((row for row in service.of_job(session, job_id) if row.name == name), None)
     if certificate is None and file is None:
         raise NotFound()
+    require_released(session, job_id)
+    if certificate is not None:
+        headers = {"ETag": f'"{certificate.digest}"'}
+        return Response(certificate.body, media_type="application/json", headers=headers)
+    assert file is not None
+    return _checked(file, keys.find(session, job_id))
+
+
+def released_bytes(
+    session: Session, keys: Keyring, job_id: str, names: Sequence[str]
+) -> dict[str, bytes]:
+    """The named files of a published release, compared with their digests.
+
+    Raises: as `artifact_file`.
+    """
+    files = {file.name: file for file in service.of_job(session, job_id)}
+    if not set(names) <= set(files):
+        raise NotFound()
+    require_released(session, job_id)
+    secret, found = keys.find(session, job_id), dict[str, bytes]()
+    for name in names:
+        with service.stored_file(files[name], secret).open() as stream:
+            found[name] = stream.read()
+    for name, content in found.items():
+        if hashlib.sha256(content).hexdigest() != files[name].sha256:
+            raise InvariantViolation(CHANGED)
+    return found
+
+
+def require_released(session: Session, job_id: str) -> None:
+    """Passes while a release of the job is published, under a checkpoint of enough witnesses.
+
+    Raises:
+        ServiceError: 403 release_pending; 503 not_ready until the checkpoint is witnessed.
+    """
     if service.release_state(session, job_id) != "published":
         raise ServiceError(
             403,
@@ -69,27 +107,23 @@ def artifact_file(session: Session, job_id: str, name: str) -> Response:
             "The release is signed by both stewards; its checkpoint is not, or not by enough "
             "witnesses. This takes seconds: try again. If it lasts, see GET /v1/ledger/anomalies.",
         )
-    if certificate is not None:
-        headers = {"ETag": f'"{certificate.digest}"'}
-        return Response(certificate.body, media_type="application/json", headers=headers)
-    assert file is not None
-    return _checked(file)
 
 
-def _checked(file: Artifact) -> FileResponse:
-    if _digest(Path(file.path)) != file.sha256:
-        raise InvariantViolation("A released file no longer has the digest of its settle entry.")
-    return FileResponse(
-        file.path,
+def _checked(file: Artifact, secret: bytes | None) -> Response:
+    stored = service.stored_file(file, secret)
+    if _digest(stored) != file.sha256:
+        raise InvariantViolation(CHANGED)
+    return file_answer(
+        stored,
         media_type="application/octet-stream",
         filename=file.name,
         headers={"ETag": f'"{file.sha256}"'},
     )
 
 
-def _digest(path: Path) -> str:
+def _digest(stored: StoredFile) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as source:
+    with stored.open() as source:
         while chunk := source.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -12,6 +13,7 @@ from service.artifacts.models import Artifact
 from service.ids import new_id
 from service.ledger.models import Entry, ReleaseRequest
 from service.ledger.standing import standing_of
+from service.sealing.files import FileKey, StoredFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,23 @@ class ArtifactFile:
     path: str
     sha256: str
     bytes: int
+
+
+ADAPTER_PREFIX = "adapter_"  # files of the adapter; the audit's are about synthetic text
+
+
+def label_of(name: str) -> str:
+    """What a file is in the words of its seal."""
+    return f"artifact/{name}"
+
+
+def stored_file(file: Artifact, secret: bytes | None) -> StoredFile:
+    """The file under its job's key; without one it was written by a release that sealed none.
+
+    It may be in clear: whoever reads it compares its digest with the row's.
+    """
+    key = secret and FileKey(owner_id=file.job_id, label=label_of(file.name), secret=secret)
+    return StoredFile(path=Path(file.path), key=key or None, may_be_clear=True)
 
 
 def add(
@@ -53,14 +72,21 @@ def of_job(session: Session, job_id: str) -> Sequence[Artifact]:
 
 def release_state(session: Session, job_id: str) -> str:
     """`published` while one release of the job is; else the newest one's state, or "none"."""
-    states = session.scalars(
-        select(ReleaseRequest.state)
-        .where(ReleaseRequest.job_id == job_id)
-        .order_by(ReleaseRequest.created_at.desc(), ReleaseRequest.id.desc())
-    ).all()
-    if "published" in states:
-        return "published"
-    return states[0] if states else "none"
+    return release_states(session, [job_id])[job_id]
+
+
+def release_states(session: Session, job_ids: Sequence[str]) -> dict[str, str]:
+    """The same of several jobs, in one query."""
+    rows = session.execute(
+        select(ReleaseRequest.job_id, ReleaseRequest.state)
+        .where(ReleaseRequest.job_id.in_(job_ids))
+        .order_by(ReleaseRequest.created_at, ReleaseRequest.id)
+    )
+    found = dict.fromkeys(job_ids, "none")
+    for job_id, state in rows:
+        if found[job_id] != "published":
+            found[job_id] = state
+    return found
 
 
 def is_release_evident(session: Session, job_id: str) -> bool:

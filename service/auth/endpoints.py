@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
@@ -11,32 +10,40 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.auth import service
 from service.auth.keys import LIFETIME_DAYS_DEFAULT, LIFETIME_DAYS_MAX
 from service.auth.models import ApiKey
+from service.auth.scopes import Scope
 from service.dependencies import ReadDep, SessionDep, SubjectDep
+from service.idempotency.once import OnceDep
 from service.listing import ListQuery, page
+from service.times import utc_text
 
 router = APIRouter(prefix="/v1/api_keys", tags=["access"])
 
 
 class KeyCreate(BaseModel):
-    """How long the new key shall live."""
+    """How long the new key shall live, and what it may do of all that its owner may."""
 
     model_config = ConfigDict(extra="forbid")
 
     expires_in_days: int = Field(
         default=LIFETIME_DAYS_DEFAULT, ge=1, le=LIFETIME_DAYS_MAX, strict=True
     )
+    scopes: list[Scope] | None = Field(default=None, min_length=1, max_length=20)
 
 
 @router.post("", status_code=201)
 def create_key(
-    body: KeyCreate, subject: SubjectDep, session: SessionDep, response: Response
+    body: KeyCreate, subject: SubjectDep, session: SessionDep, response: Response, once: OnceDep
 ) -> dict[str, Any]:
     """Answers with the key's text, this once."""
-    issued = service.make_own_key(session, subject, body.expires_in_days)
-    row = service.one_key(session, subject, issued.key_id)
-    response.headers["Location"] = f"/v1/api_keys/{row.id}"
-    response.headers["ETag"] = service.etag_of(row)
-    return {**key_to_dict(row), "key": issued.text}
+
+    def make() -> dict[str, Any]:
+        issued = service.make_own_key(session, subject, body.expires_in_days, body.scopes)
+        row = service.one_key(session, subject, issued.key_id)
+        response.headers["Location"] = f"/v1/api_keys/{row.id}"
+        response.headers["ETag"] = service.etag_of(row)
+        return {**key_to_dict(row), "key": issued.text}
+
+    return once.answer(body, make, shown_once="key")
 
 
 @router.get("")
@@ -80,14 +87,9 @@ def key_to_dict(row: ApiKey) -> dict[str, Any]:
         "object": "api_key",
         "principal": row.principal_id,
         "prefix": row.prefix,
-        "created_at": _utc_text(row.created_at),
-        "expires_at": _utc_text(row.expires_at),
-        "last_used_at": _utc_text(row.last_used_at),
-        "revoked_at": _utc_text(row.revoked_at),
+        "scopes": [held.scope for held in row.scope_rows] or None,
+        "created_at": utc_text(row.created_at),
+        "expires_at": utc_text(row.expires_at),
+        "last_used_at": utc_text(row.last_used_at),
+        "revoked_at": utc_text(row.revoked_at),
     }
-
-
-def _utc_text(time_us: int | None) -> str | None:
-    if time_us is None:
-        return None
-    return datetime.fromtimestamp(time_us // 1_000_000, UTC).isoformat().replace("+00:00", "Z")

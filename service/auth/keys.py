@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from service.auth.models import ApiKey
+from service import row_fence
+from service.auth.models import ApiKey, ApiKeyScope
+from service.auth.scopes import SCOPES
 from service.database import Database, now_us
 from service.ids import new_id
 from service.tenants.models import Principal
@@ -25,6 +28,12 @@ LIFETIME_DAYS_DEFAULT = 90
 LAST_USE_PRECISION_US = 60 * 1_000_000
 KEY_LENGTH_MAX = 200
 _ID_PREFIX = "key_"
+# Within the one query of a request; NULL for a key without scopes.
+_SCOPES = (
+    select(func.aggregate_strings(ApiKeyScope.scope, " "))
+    .where(ApiKeyScope.key_id == ApiKey.id)
+    .scalar_subquery()
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +48,32 @@ class IssuedKey:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyOwner:
-    """Whose key was shown."""
+    """Whose key was shown, or whose token: `key_id` then is that of the identity."""
 
     key_id: str
     principal_id: str
     tenant_id: str
     role: str
+    scopes: frozenset[str] | None = None  # None: all that the role may
 
 
 def issue_key(
-    session: Session, principal_id: str, *, lifetime_days: int = LIFETIME_DAYS_DEFAULT
+    session: Session,
+    principal_id: str,
+    *,
+    lifetime_days: int = LIFETIME_DAYS_DEFAULT,
+    scopes: Iterable[str] | None = None,
 ) -> IssuedKey:
     """Adds a key to the caller's transaction and returns its text, once.
 
+    Without `scopes` it may do all that its owner's role may.
+
     Raises:
-        ValueError: `lifetime_days` is outside 1..365.
+        ValueError: `lifetime_days` is outside 1..365, or a scope is none.
     """
+    wanted = None if scopes is None else frozenset(scopes)
+    if wanted is not None and not (wanted and wanted <= SCOPES):
+        raise ValueError("scopes must be at least one of the closed list")
     if not 1 <= lifetime_days <= LIFETIME_DAYS_MAX:
         raise ValueError(f"lifetime_days is outside 1..{LIFETIME_DAYS_MAX}")
     key_id = new_id(_ID_PREFIX)
@@ -67,6 +86,7 @@ def issue_key(
         prefix=text[:13],
         created_at=created_at,
         expires_at=created_at + lifetime_days * DAY_US,
+        scope_rows=[ApiKeyScope(scope=scope) for scope in sorted(wanted or ())],
     )
     session.add(row)
     session.flush()
@@ -74,7 +94,9 @@ def issue_key(
 
 
 def authenticate(database: Database, text: str) -> KeyOwner | None:
-    """The owner of a live key; None for one that is malformed, unknown, expired or revoked.
+    """The owner of a live key; None for one that opens nothing.
+
+    That is one that is malformed, unknown, expired, revoked, or of somebody who is blocked.
 
     Notes the use, at most once a minute, in a short transaction of its own. Call it outside
     any transaction.
@@ -83,21 +105,38 @@ def authenticate(database: Database, text: str) -> KeyOwner | None:
     if key_id is None:
         return None
     now = now_us()
-    with database.reading() as session:
+    with row_fence.untold(), database.reading() as session:
         found = session.execute(
-            select(ApiKey, Principal.tenant_id, Principal.role)
+            select(
+                ApiKey.sha256,
+                ApiKey.revoked_at,
+                ApiKey.expires_at,
+                ApiKey.last_used_at,
+                ApiKey.principal_id,
+                Principal.tenant_id,
+                Principal.role,
+                Principal.blocked_at,
+                _SCOPES.label("scopes"),
+            )
             .join(Principal, Principal.id == ApiKey.principal_id)
             .where(ApiKey.id == key_id)
         ).one_or_none()
     if found is None:
         return None
-    row, tenant_id, role = found
-    matches = hmac.compare_digest(row.sha256, _digest(text))
-    if not matches or row.revoked_at is not None or row.expires_at <= now:
+    matches = hmac.compare_digest(found.sha256, _digest(text))
+    if not matches or found.revoked_at is not None or found.expires_at <= now:
         return None
-    if row.last_used_at is None or row.last_used_at <= now - LAST_USE_PRECISION_US:
+    if found.blocked_at is not None:
+        return None
+    if found.last_used_at is None or found.last_used_at <= now - LAST_USE_PRECISION_US:
         _note_use(database, key_id, now)
-    return KeyOwner(key_id=key_id, principal_id=row.principal_id, tenant_id=tenant_id, role=role)
+    return KeyOwner(
+        key_id=key_id,
+        principal_id=found.principal_id,
+        tenant_id=found.tenant_id,
+        role=found.role,
+        scopes=None if found.scopes is None else frozenset(found.scopes.split(" ")),
+    )
 
 
 def _note_use(database: Database, key_id: str, now: int) -> None:

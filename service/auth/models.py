@@ -1,9 +1,9 @@
-"""Table of API keys: a digest of each, never its text."""
+"""Tables of API keys and of identities: digests only, never a key's text or a person's name."""
 
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, String
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from service.database import Base
 
@@ -22,3 +22,29 @@ class ApiKey(Base):
     expires_at: Mapped[int] = mapped_column(BigInteger)
     last_used_at: Mapped[int | None] = mapped_column(BigInteger)  # to the minute
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
+    scope_rows: Mapped[list[ApiKeyScope]] = relationship(
+        lazy="selectin", order_by="ApiKeyScope.scope"
+    )
+
+
+class ApiKeyScope(Base):
+    """One scope of one key. A key without any may do all that its role may."""
+
+    __tablename__ = "api_key_scope"
+
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_key.id"), primary_key=True)
+    scope: Mapped[str] = mapped_column(String(24), primary_key=True)
+
+
+class Identity(Base):
+    """A person as an identity provider knows them, linked by an admin to a principal here.
+
+    `id` is the digest of issuer and user (`identities.identity_id`): a provider's user name
+    often is a name.
+    """
+
+    __tablename__ = "identity"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    principal_id: Mapped[str] = mapped_column(ForeignKey("principal.id"), index=True)
+    created_at: Mapped[int] = mapped_column(BigInteger)

@@ -7,15 +7,23 @@ data, which admins may not.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from service.auth.keys import IssuedKey, issue_key
 from service.auth.models import ApiKey
+from service.auth.scopes import covers
 from service.auth.subject import Subject
 from service.database import now_us
-from service.errors import EtagMismatch, NotFound, PreconditionRequired, ServiceError
+from service.errors import (
+    EtagMismatch,
+    NotFound,
+    PreconditionRequired,
+    ScopeForbidden,
+    ServiceError,
+)
 from service.tenants.models import Principal
 
 LIVE_KEYS_MAX = 20
@@ -37,10 +45,16 @@ def one_key(session: Session, subject: Subject, key_id: str) -> ApiKey:
     return found
 
 
-def make_own_key(session: Session, subject: Subject, lifetime_days: int) -> IssuedKey:
-    """A further key of the caller.
+def make_own_key(
+    session: Session,
+    subject: Subject,
+    lifetime_days: int,
+    scopes: Collection[str] | None = None,
+) -> IssuedKey:
+    """A further key of the caller, with the scopes of the one that asks unless fewer are named.
 
     Raises:
+        ScopeForbidden: the key that asks has not all of these scopes.
         ServiceError: 429 `quota_exceeded`, 20 live keys are there already.
     """
     now = now_us()
@@ -55,7 +69,11 @@ def make_own_key(session: Session, subject: Subject, lifetime_days: int) -> Issu
     )
     if live is not None and live >= LIVE_KEYS_MAX:
         raise ServiceError(429, "quota_exceeded", "Revoke a key first: 20 are live already.")
-    return issue_key(session, subject.principal_id, lifetime_days=lifetime_days)
+    held = subject.scopes
+    wanted = held if scopes is None else frozenset(scopes)
+    if held is not None and not all(covers(held, scope) for scope in wanted or ()):
+        raise ScopeForbidden
+    return issue_key(session, subject.principal_id, lifetime_days=lifetime_days, scopes=wanted)
 
 
 def revoke_key(session: Session, subject: Subject, key_id: str, if_match: str | None) -> ApiKey:

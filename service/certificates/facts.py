@@ -6,10 +6,11 @@ stands beside its delta, unit, relation, rule, scope and whether it is a guarant
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.audits.service import headline, limits
 from service.certificates.label import LabelFact, epsilon_terms, percent_of, words
 from service.certificates.reasons import MEANING
 
@@ -136,8 +137,15 @@ def _data(predicate: Mapping[str, Any]) -> tuple[LabelFact, ...]:
     )
 
 
+def schedule_in_words(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each part of a schedule of the noise as its level and how long it holds."""
+    return [f"{part['level']} for {part['steps']} steps" for part in parts]
+
+
 def _mechanism(predicate: Mapping[str, Any]) -> tuple[LabelFact, ...]:
-    mechanism, steps = predicate["mechanism"], predicate["steps"]
+    mechanism, steps = dict(predicate["mechanism"]), predicate["steps"]
+    if "noise_schedule" in mechanism:
+        mechanism["noise_schedule"] = schedule_in_words(mechanism["noise_schedule"])
     return (
         *_named(mechanism),
         *(_fact(f"Steps {words(name)}", value) for name, value in steps.items()),
@@ -188,9 +196,30 @@ def _evidence(predicate: Mapping[str, Any]) -> tuple[LabelFact, ...]:
         _fact("Approvals", evidence.get("approvals")),
         _fact("Plan, SHA-256", evidence["plan"]),
         _fact("Verifier, SHA-256", evidence["verifier_sha256"]),
-        _fact("Empirical audit", evidence.get("empirical_audit")),
+        *_audit(evidence.get("empirical_audit")),
         *(_fact(name, value) for name, value in versions.items()),
     )
+
+
+def _audit(summary: Mapping[str, Any] | None) -> tuple[LabelFact, ...]:
+    """What was attacked and what was not, in words that claim no more (audit.md 10)."""
+    facts = (_fact("Empirical audit", headline(summary), limits(summary)),)
+    if summary is None:
+        return facts
+    return (
+        *facts,
+        _fact("Audit as a whole", summary["verdict"], summary["statement"]),
+        _lower_bound(summary["one_run_lower_bound"]),
+        _fact("Audit report, SHA-256", summary["report_sha256"], summary["data"]),
+    )
+
+
+def _lower_bound(bound: Mapping[str, str] | None) -> LabelFact:
+    name = "Lower bound on epsilon"
+    if bound is None:
+        return _fact(name, None, "not attacked in the run")
+    shown = f"of at most {bound['largest']} that this audit could have shown"
+    return _fact(name, bound["value"], f"{shown} ({bound['confidence']}, {bound['method']})")
 
 
 def _utility(predicate: Mapping[str, Any]) -> tuple[LabelFact, ...]:

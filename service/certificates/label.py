@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
+from service.audits.service import headline, limits
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFact:
@@ -25,6 +27,7 @@ def label_facts(predicate: Mapping[str, Any]) -> tuple[LabelFact, ...]:
     claim, unit, scope = predicate["claim"], predicate["unit"], predicate["scope"]
     limit = scope["population_limit"]
     witnesses = predicate["evidence"]["witnesses"]
+    audit = predicate["evidence"].get("empirical_audit")  # older certificates have none
     return (
         LabelFact(
             name="Protects",
@@ -63,6 +66,7 @@ def label_facts(predicate: Mapping[str, Any]) -> tuple[LabelFact, ...]:
             value=f"{witnesses} outside witnesses" if witnesses else "no outside witness",
             note="anyone with the bundle and the verifier",
         ),
+        LabelFact(name="Empirical audit", value=headline(audit), note=limits(audit)),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from service.certificates.facts import schedule_in_words
 from service.certificates.label import epsilon_terms, words
 
 MEDIA_TYPE = "application/yaml"
@@ -111,9 +112,12 @@ def _accounting(predicate: Mapping[str, Any]) -> dict[str, str]:
 
 def _implementation(predicate: Mapping[str, Any]) -> dict[str, str]:
     uses = "; ".join(f"{words(name)}: {use}" for name, use in predicate["other_uses"].items())
+    told = dict(predicate["mechanism"])
+    if "noise_schedule" in told:
+        told["noise_schedule"] = schedule_in_words(told["noise_schedule"])
     mechanism = "; ".join(
         f"{words(name)}: {', '.join(value) if isinstance(value, list) else value}"
-        for name, value in predicate["mechanism"].items()
+        for name, value in told.items()
     )
     channels = "; ".join(f"{words(n)}: {m}" for n, m in predicate["trust"]["side_channels"].items())
     return {

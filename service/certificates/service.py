@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from dp_core.events import canonical_json
 from dp_core.plan import RunPlan
+from service.audits import service as audits
 from service.certificates.models import Certificate
 from service.certificates.reasons import verdict_of
 from service.database import now_us
@@ -33,6 +34,7 @@ from service.populations.models import Population
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://rldp.local/privacy-certificate/v1"
 ADMITTED_USES = frozenset({"charged", "not used", "public"})
+EXACT_BASES = frozenset({"counted"})  # the declared size is the number in the private data
 CONTROLLER_INPUTS = "released and public values only"
 CONVERSION = {
     "pld_fixed_schedule": "privacy loss distribution, pessimistic, both directions",
@@ -81,7 +83,8 @@ def build_certificate(
     run_plan = RunPlan.from_dict(plan)
     population = session.get_one(Population, held.population_id)
     reasons = _reasons(session, run_plan, population, job_id, claim)
-    predicate = _predicate(session, run_plan, population, held, claim)
+    files = frozenset(artifact_digests.values())
+    predicate = _predicate(session, run_plan, population, held, claim, files)
     verdict = verdict_of(reasons)
     statement = {
         "_type": STATEMENT_TYPE,
@@ -146,6 +149,8 @@ def _reasons(
         reasons.append("generator_not_os_entropy")
     if population.overlap_with is None:
         reasons.append("overlap_unstated")
+    if population.patients_public_basis in EXACT_BASES:
+        reasons.append("size_declared_exact")
     if plan.sampler != "poisson":
         reasons.append("sampler_not_poisson")
     uses = _terms(repository.entries_of_job(session, job_id))["other_uses"]
@@ -165,6 +170,7 @@ def _predicate(
     population: Population,
     held: Reservation,
     claim: Mapping[str, Any],
+    files: frozenset[str],
 ) -> dict[str, Any]:
     entries = repository.entries_of_job(session, held.job_id)
     terms = _terms(entries)
@@ -178,7 +184,7 @@ def _predicate(
             "variant": "approximate DP",
         },
         "data": _data(plan),
-        "evidence": _evidence(session, held, entries),
+        "evidence": _evidence(session, held, entries, files),
         "other_uses": terms["other_uses"],
         "scope": _scope(session, population, held),
         "trust": _trust(),
@@ -289,7 +295,9 @@ def _refusals(session: Session, population: Population) -> int:
     return session.scalar(refused) or 0
 
 
-def _evidence(session: Session, held: Reservation, entries: list[dict[str, Any]]) -> dict[str, Any]:
+def _evidence(
+    session: Session, held: Reservation, entries: list[dict[str, Any]], files: frozenset[str]
+) -> dict[str, Any]:
     head = session.get_one(LogHead, held.log_id, populate_existing=True)
     indexes: dict[str, list[int]] = {}
     for entry in entries:
@@ -298,7 +306,7 @@ def _evidence(session: Session, held: Reservation, entries: list[dict[str, Any]]
     return {
         "approvals": "in the release's entry of the log, signed after this certificate",
         "attempts": [{"epoch": a["epoch"], "versions": a["versions"]} for a in attempts],
-        "empirical_audit": None,
+        "empirical_audit": _audit(session, held.job_id, files),
         "indexes": indexes,
         "log": held.log_id,
         "origin": head.origin,
@@ -307,6 +315,12 @@ def _evidence(session: Session, held: Reservation, entries: list[dict[str, Any]]
         "verifier_sha256": verifier_digest(),
         "witnesses": _witness_count(session),
     }
+
+
+def _audit(session: Session, job_id: str, files: frozenset[str]) -> dict[str, Any] | None:
+    """The audit of the attempt that made these files, by its report among them."""
+    summary = audits.summary_of(session, job_id)
+    return summary if summary is not None and summary["report_sha256"] in files else None
 
 
 def _witness_count(session: Session) -> int:

@@ -11,7 +11,12 @@ from typing import Annotated
 
 import typer
 
+from service.cli.bench import app as bench_app
+from service.cli.data import app as data_app
+from service.cli.jobs import app as jobs_app
 from service.cli.ledger import app as ledger_app
+from service.cli.people import app as people_app
+from service.cli.policies import app as policy_app
 from service.cli.witness import app as witness_app
 
 DataDir = Annotated[
@@ -31,9 +36,14 @@ app = typer.Typer(
     """,
 )
 keys_app = typer.Typer(no_args_is_help=True, help="API keys, shown once when they are made.")
+app.add_typer(jobs_app, name="jobs")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(witness_app, name="witness")
+app.add_typer(policy_app, name="policy")
 app.add_typer(keys_app, name="keys")
+app.add_typer(people_app, name="people")
+app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -77,6 +87,25 @@ def migrate(data_dir: DataDir = None) -> None:
     typer.echo("The database is at the schema of this release.")
 
 
+@app.command("bootstrap")
+def first_hospital(
+    keys_file: Annotated[
+        Path | None, typer.Option(help="Write the API keys here (0600) instead of showing them.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Fill an empty, migrated database: one hospital with five people and their keys.
+
+    `rldp up` does it by itself; production does not. Set RLDP_KEYS_FOLDER to a folder of your
+    own: the stewards' signing keys are made there, and belong on their machines.
+    """
+    from service.cli.first_start import first_start
+    from service.cli.options import chosen_settings
+
+    if not first_start(chosen_settings(data_dir=data_dir), keys_file=keys_file):
+        typer.echo("A hospital is there already; nothing was changed.")
+
+
 @app.command(context_settings=PASSED_ON, add_help_option=False)
 def demo(context: typer.Context) -> None:
     """Run a whole private job on synthetic patients. `rldp demo --help` lists its options."""
@@ -99,19 +128,85 @@ def verify(context: typer.Context) -> None:
     raise typer.Exit(run_verifier(context.args))
 
 
+@app.command()
+def audit(
+    job: Annotated[str | None, typer.Argument(help="A job's id (ftjob-...), in any state.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Recompute this audit_report.json instead; runs nothing.")
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="Its scores, an .npz file. Default: beside the report.")
+    ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Plant known faults here and keep what rang.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep report and scores in a new folder in here.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Attack a job's noise, clipping and draws; or recompute a saved report offline.
+
+    `rldp audit JOB` runs the white-box self-test again, on this machine: the job's plan, base
+    model, adapters, clip rule and kind of noise source, on random text with 1,000 public
+    canaries. It reads no patient and charges nothing. Run it where the service's data lie.
+
+    `rldp audit --report run_audit_report.json` needs neither service nor network: it
+    recomputes coins, every figure of the self-test, the one-run bounds and the verdict from
+    the report and its scores. audit_report.json is the report of the pre-flight. All files
+    come with a released adapter; the certificate names their SHA-256.
+
+    `rldp audit --controls` plants ten known faults in this installation's own engine, on
+    random text, and keeps which of them the self-test found. A job's audit passes only under
+    the same code, library versions and image. Run it after every installation or update.
+
+    The self-test finds missing, halved or mis-scaled noise, unclipped groups and reused
+    seeds. Silence is no proof of an epsilon.
+
+    Exit codes: 0 no fault found; 1 a figure does not follow from the scores; 2 cannot be
+    read, or no such job; 3 a fault was found.
+
+    Examples:
+
+      rldp audit ftjob-0123 --data-dir .rldp --out audits
+
+      rldp audit --report audits/audit-ftjob-0123-5eed/audit_report.json
+
+      rldp audit --controls --data-dir .rldp
+    """
+    from service.cli.audit import audit_job, check_report
+    from service.cli.options import chosen_settings
+
+    if [job is not None, report is not None, controls].count(True) != 1:
+        raise typer.BadParameter("Give a job, or --report FILE, or --controls.")
+    if controls:
+        from service.cli.audit_controls import run_controls
+
+        raise typer.Exit(run_controls(chosen_settings(data_dir=data_dir)))
+    if report is not None:
+        raise typer.Exit(check_report(report, scores))
+    assert job is not None
+    raise typer.Exit(audit_job(chosen_settings(data_dir=data_dir), job, out))
+
+
 @keys_app.command("create")
 def keys_create(
     person: Annotated[
         str, typer.Argument(help="A principal id (usr_...), or a role that one person has.")
     ],
     days: Annotated[int, typer.Option(min=1, max=365, help="Lifetime.")] = 90,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this, such as jobs:write; repeat it. Default: all the role may."),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Make an API key for a person and show it, once. It cannot approve anything by itself."""
     from service.cli.keys import create_key
     from service.cli.options import chosen_settings
 
-    create_key(chosen_settings(data_dir=data_dir), person=person, days=days)
+    settings = chosen_settings(data_dir=data_dir)
+    create_key(settings, person=person, days=days, scopes=scope or ())
 
 
 @app.command()

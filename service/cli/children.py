@@ -6,15 +6,24 @@ They read everything from the environment, as the parent of `rldp up` sets it. A
 
 from __future__ import annotations
 
+import gc
 import ipaddress
+import logging
 import os
 import signal
 import threading
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import typer
 
 from service.logs import configure_logging, logging_configuration
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+logger = logging.getLogger(__name__)
 
 
 def run_api() -> None:
@@ -26,12 +35,15 @@ def run_api() -> None:
     import uvicorn
 
     from service.app import create_app
+    from service.dashboard.live_endpoints import hub_of
 
     settings = Settings()
     host, port = bind_of(settings)
     configure_logging()
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    serve_metrics(settings, app.state.metrics)
+    config = uvicorn.Config(
+        app,
         host=host,
         port=port,
         log_config=logging_configuration(),
@@ -40,6 +52,39 @@ def run_api() -> None:
         timeout_graceful_shutdown=5,
     )
 
+    class Server(uvicorn.Server):
+        """Ends the streams of open pages first; it would wait for them."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            hub_of(app).close()
+            super().handle_exit(sig, frame)
+
+    gc.collect()
+    gc.freeze()  # what start-up has made stays to the end: no collection need look at it again
+    Server(config).run()
+
+
+def serve_metrics(settings: Settings, registry: CollectorRegistry) -> None:
+    """Answers Prometheus on its own port while the process lives; empty: not at all.
+
+    On one machine a second installation finds the port taken and goes on without; in
+    production that is an error.
+
+    Raises:
+        typer.BadParameter: not host:port, a refused address, or a port taken in production.
+    """
+    from service.gauges import serve
+
+    if not settings.metrics_bind:
+        return
+    host, port = _address(settings, settings.metrics_bind, "RLDP_METRICS_BIND")
+    try:
+        serve(registry, host, port)
+    except OSError:
+        if settings.environment == "production":
+            raise typer.BadParameter("RLDP_METRICS_BIND is taken or no address here.") from None
+        logger.warning("no metrics: port taken", extra={"code": "metrics_port_taken"})
+
 
 def bind_of(settings: Settings) -> tuple[str, int]:
     """Host and port to listen on.
@@ -47,10 +92,14 @@ def bind_of(settings: Settings) -> tuple[str, int]:
     Raises:
         typer.BadParameter: not host:port, or an address the embedded layout refuses.
     """
-    host, _, port = settings.bind.rpartition(":")
+    return _address(settings, settings.bind, "RLDP_BIND")
+
+
+def _address(settings: Settings, bind: str, variable: str) -> tuple[str, int]:
+    host, _, port = bind.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdecimal():
-        raise typer.BadParameter("RLDP_BIND must be host:port.")
+        raise typer.BadParameter(f"{variable} must be host:port.")
     if settings.environment == "embedded" and not _is_loopback(host):
         raise typer.BadParameter(
             "The embedded service speaks plain HTTP, hence listens on 127.0.0.1 only. "
@@ -89,9 +138,20 @@ def run_dispatcher() -> None:
 
 
 def run_worker_process() -> None:
-    """Answers doorbells and polls until SIGTERM; one job at a time."""
+    """Answers doorbells and polls until SIGTERM; one job at a time.
+
+    On a host other than a job's first it lends its processes instead.
+    """
+    configure_logging()
+    settings = Settings()
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.processes_per_job))
+    )
+    if settings.host_rank > 0:
+        from service.worker.rank_agent import help_forever
+
+        help_forever(settings)
+        return
     from service.worker.celery_app import run_worker
 
-    configure_logging()
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
-    run_worker(Settings())
+    run_worker(settings)

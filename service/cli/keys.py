@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import typer
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.auth.keys import issue_key
+from service.auth.scopes import SCOPES
 from service.database import Database
 from service.settings import Settings
 from service.tenants.models import ROLES, Principal
 
 
-def create_key(settings: Settings, *, person: str, days: int) -> None:
+def create_key(settings: Settings, *, person: str, days: int, scopes: Sequence[str] = ()) -> None:
     """Makes a key and shows it, once.
 
     Raises:
-        typer.BadParameter: nobody, or more than one person, is meant.
+        typer.BadParameter: nobody, or more than one person, is meant; or a scope is none.
     """
+    if not SCOPES.issuperset(scopes):
+        raise typer.BadParameter(f"Scopes are: {', '.join(sorted(SCOPES))}.")
     database = Database(settings.resolved_database_url)
     try:
         with database.transaction() as session:
-            principal = _find(session, person)
-            issued = issue_key(session, principal.id, lifetime_days=days)
+            principal = find_person(session, person)
+            issued = issue_key(session, principal.id, lifetime_days=days, scopes=scopes or None)
             role = principal.role
     finally:
         database.dispose()
@@ -30,7 +35,8 @@ def create_key(settings: Settings, *, person: str, days: int) -> None:
     typer.echo(issued.text)
 
 
-def _find(session: Session, person: str) -> Principal:
+def find_person(session: Session, person: str) -> Principal:
+    """Whoever is meant by an id or a role. Raises typer.BadParameter unless it is one person."""
     if person in ROLES:
         statement = select(Principal).where(Principal.role == person).order_by(Principal.id)
     else:

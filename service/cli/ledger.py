@@ -311,6 +311,15 @@ def export(
     export_bundle(chosen_settings(data_dir=data_dir), out=out, tenant_id=tenant)
 
 
+@app.command("fsck")
+def fsck(data_dir: DataDir = None) -> None:
+    """Check every invariant from the rows, on the host of the database. Exit 1 on a finding."""
+    from service.cli.fsck import check_ledger
+    from service.cli.options import chosen_settings
+
+    raise typer.Exit(check_ledger(chosen_settings(data_dir=data_dir)))
+
+
 @app.command("vkey")
 def vkey(data_dir: DataDir = None, recovery: Recovery = 0) -> None:
     """Print the key under which witnesses know this ledger, for `rldp witness trust`."""

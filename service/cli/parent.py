@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,10 +13,9 @@ from pathlib import Path
 
 import typer
 
-from service.bootstrap import Bootstrapped, bootstrap
 from service.cli.children import bind_of
+from service.cli.first_start import first_start
 from service.cli.options import prepare
-from service.database import Database
 from service.migrate import upgrade
 from service.settings import Settings
 from service.worker.processes import child_environment, kill_group, start_tied
@@ -74,7 +72,7 @@ def run_up(settings: Settings, *, keys_file: Path | None) -> int:
     host, port = bind_of(settings)
     prepare(settings)
     upgrade(settings.resolved_database_url)
-    _first_start(settings, keys_file)
+    first_start(settings, keys_file=keys_file)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -105,35 +103,3 @@ def _stop(children: list[Child]) -> None:
         except subprocess.TimeoutExpired:
             typer.echo(f"{child.name} does not stop; killed.", err=True)
         kill_group(child.process)
-
-
-def _first_start(settings: Settings, keys_file: Path | None) -> None:
-    database = Database(settings.resolved_database_url)
-    try:
-        made = bootstrap(database, settings)
-    finally:
-        database.dispose()
-    if made is None:
-        return
-    if keys_file is not None:
-        _write_keys(made, keys_file)
-        typer.echo(f"First start: keys are in {keys_file}.")
-        return
-    typer.echo("First start. These API keys are shown once; keep them:")
-    for person in made.principals:
-        typer.echo(f"  {person.name:<10} {person.principal_id}  {person.key}")
-    typer.echo(f"Signing keys of the stewards: {settings.keys_dir.resolve()}")
-    typer.echo("Move each to its steward's own machine; the service needs none of them.")
-
-
-def _write_keys(made: Bootstrapped, path: Path) -> None:
-    """JSON of keys by person, whole or not at all, readable by its owner only."""
-    keys = {person.name.replace("-", "_"): person.key for person in made.principals}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as target:
-        json.dump(keys, target, indent=1)
-        target.flush()
-        os.fsync(target.fileno())
-    partial.replace(path)

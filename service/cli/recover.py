@@ -13,12 +13,13 @@ app = typer.Typer(
     help="""End a halt: the database is older than what witnesses or checkpoints have seen.
 
     Best of all, restore a backup as new as what was seen, before anybody signs. If there is
-    none: (1) one steward proposes; (2) that steward and another approve, each with their own
-    signing key and API key; (3) all budget that was free or held is booked as spent, since
-    the lost charges cannot be listed, and the ledger opens again; (4) give the witnesses the
-    key of `rldp ledger vkey --recovery 1`, and the auditors a new policy; (5) propose grants
-    to go on. If a limit was raised after the backup, leave that amount out of the new grant:
-    it may be spent, and the books no longer know of it.""",
+    none: (1) one steward proposes, and sees the limits that the restored books know; (2) if a
+    limit was raised after the backup, sign that raise again as a grant before anybody
+    approves: it may be spent, and the books no longer know of it; (3) the proposer and
+    another steward approve, each with their own signing key and API key; (4) all budget that
+    was free or held is booked as spent, since the lost charges cannot be listed, and the
+    ledger opens again; (5) give the witnesses the key of `rldp ledger vkey --recovery 1`, and
+    the auditors a new policy; (6) propose grants to go on.""",
 )
 Url = Annotated[str, typer.Option(envvar="RLDP_URL", help="The running service, without /v1.")]
 KeyFile = Annotated[

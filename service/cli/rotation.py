@@ -47,19 +47,20 @@ def prepare(
     data_dir: DataDir = None,
 ) -> None:
     """Make the next key and the statement, signed by both keys, by which witnesses pin it."""
-    from service.ledger import notes, rotation
-    from service.ledger.checkpoints import system_origin
+    from service.ledger import checkpoints, notes, rotation
     from service.ledger.keys import next_log_key
 
     with _opened(data_dir) as (settings, publisher):
         new = next_log_key(settings, make=True)
+        with publisher.db.reading() as session:
+            origin = checkpoints.present_origin(session, publisher.keys)
         try:
             descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             raise typer.BadParameter(f"{out} exists; choose another name.") from None
         with os.fdopen(descriptor, "w", encoding="utf-8") as target:
-            target.write(rotation.statement(publisher.keys, new).full)
-        vkey = notes.public_key(system_origin(publisher.keys), notes.LOG_KEY, new).text
+            target.write(rotation.statement(publisher.keys, new, origin).full)
+        vkey = notes.public_key(origin, notes.LOG_KEY, new).text
     typer.echo(f"Each witness: rldp witness trust --rotation {out} '{vkey}', then serve again.")
     typer.echo("Each auditor: a new policy from rldp ledger policy. Then: rotate-key activate.")
 
@@ -67,13 +68,13 @@ def prepare(
 @app.command("activate")
 def activate(data_dir: DataDir = None) -> None:
     """Enter the prepared key in every log and sign with it from now on. Safe to repeat."""
-    from service.ledger import rotation
-    from service.ledger.checkpoints import system_origin
+    from service.ledger import checkpoints, rotation
     from service.ledger.keys import adopt_next_log_key, next_log_key
 
     with _opened(data_dir) as (settings, publisher):
         new = next_log_key(settings, make=False)
-        origin = system_origin(publisher.keys)
+        with publisher.db.reading() as session:
+            origin = checkpoints.present_origin(session, publisher.keys)
         known = rotation.pinned_by(publisher.db, publisher.witnesses, origin, new, publisher.post)
         rotation.require_pinned(known, publisher.quorum)
         with publisher.db.transaction() as session:

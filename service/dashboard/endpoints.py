@@ -1,8 +1,7 @@
-"""Routes of the dashboard: sign in and out, overview, job page, their live parts, files."""
+"""Routes of the dashboard: sign in and out, overview, job page, files."""
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 from collections.abc import Callable
@@ -13,7 +12,9 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 
 from service.artifacts.endpoints import artifact_file
 from service.auth.keys import authenticate
+from service.dashboard.chat_box import Said, can_chat
 from service.dashboard.job_page import job_page
+from service.dashboard.operations_page import operations_page
 from service.dashboard.overview import overview
 from service.dashboard.rendering import page, static_files
 from service.dashboard.sessions import (
@@ -28,12 +29,22 @@ from service.dashboard.sessions import (
     signed_in,
     start_session,
 )
-from service.dependencies import DatabaseDep, ReadDep, SettingsDep
-from service.errors import ServiceError
+from service.dependencies import DatabaseDep, KeyringDep, ReadDep, SettingsDep
+from service.errors import RateLimited, ServiceError
 from service.jobs.errors import JobNotFound
 from service.jobs.repository import visible_job
+from service.logged_reads import LoggedRoute
+from service.rate_limits import limits_of
+from service.settings import Settings
 
-router = APIRouter(include_in_schema=False)
+
+class PageRoute(LoggedRoute):
+    """Reads of budgets, jobs and files are entered, as those of the evidence pages are."""
+
+    logged = frozenset({"/", "/jobs/{job_id}", "/jobs/{job_id}/files/{name}"})
+
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 KEY_LENGTH_MAX = 200
 FOREVER = "public, max-age=31536000, immutable"
@@ -52,53 +63,49 @@ SignerDep = Annotated[SessionSigner, Depends(get_signer)]
 
 
 def get_person(request: Request, signer: SignerDep, session: ReadDep) -> SignedIn | None:
-    return signed_in(signer, request, session)
+    """Who is signed in; `LoggedRoute` enters a read under the subject noted here."""
+    person = signed_in(signer, request, session)
+    if person is not None:
+        request.state.subject = person.subject
+    return person
 
 
 PersonDep = Annotated[SignedIn | None, Depends(get_person)]
 
 
 @router.get("/")
-def show_overview(person: PersonDep, session: ReadDep) -> Response:
+def show_overview(person: PersonDep, session: ReadDep, settings: SettingsDep) -> Response:
     if person is None:
         return RedirectResponse("/signin", status_code=303)
-    return page("overview.html", person=person, shown=overview(session, person.subject))
-
-
-@router.get("/live/overview")
-def show_overview_part(request: Request, person: PersonDep, session: ReadDep) -> Response:
-    if person is None:
-        return _signed_out()
-    return _part(
-        request, page("overview_part.html", shown=overview(session, person.subject), person=person)
+    if person.subject.role == "admin":
+        shown = operations_page(session, person.subject, settings.data_dir)
+        return page("operations.html", person=person, shown=shown)
+    return page(
+        "overview.html",
+        person=person,
+        shown=overview(session, person.subject),
+        role=person.subject.role,
     )
 
 
 @router.get("/jobs/{job_id}")
-def show_job(job_id: str, person: PersonDep, session: ReadDep) -> Response:
+def show_job(job_id: str, person: PersonDep, session: ReadDep, settings: SettingsDep) -> Response:
     if person is None:
         return RedirectResponse("/signin", status_code=303)
     signed = person
-    return _or_not_found(
-        signed,
-        lambda: page("job.html", person=signed, shown=job_page(session, signed.subject, job_id)),
-    )
 
+    def build() -> Response:
+        shown = job_page(session, signed.subject, job_id)
+        talks = can_chat(settings, signed.subject, shown.release)
+        return page("job.html", person=signed, shown=shown, can_chat=talks, said=Said())
 
-@router.get("/live/jobs/{job_id}")
-def show_job_part(request: Request, job_id: str, person: PersonDep, session: ReadDep) -> Response:
-    if person is None:
-        return _signed_out()
-    signed = person
-
-    def build() -> HTMLResponse:
-        return page("job_part.html", shown=job_page(session, signed.subject, job_id))
-
-    return _part(request, _or_not_found(signed, build))
+    return _or_not_found(signed, build)
 
 
 @router.get("/jobs/{job_id}/files/{name}")
-def download(job_id: str, name: str, person: PersonDep, session: ReadDep) -> Response:
+def download(
+    job_id: str, name: str, person: PersonDep, session: ReadDep, keys: KeyringDep
+) -> Response:
     """A released file of a job, for people who read the page in a browser."""
     if person is None:
         return RedirectResponse("/signin", status_code=303)
@@ -106,7 +113,7 @@ def download(job_id: str, name: str, person: PersonDep, session: ReadDep) -> Res
 
     def build() -> Response:
         job = visible_job(session, signed.subject, job_id)
-        return artifact_file(session, job.id, name)
+        return artifact_file(session, keys, job.id, name)
 
     return _or_not_found(signed, build)
 
@@ -115,7 +122,7 @@ def download(job_id: str, name: str, person: PersonDep, session: ReadDep) -> Res
 def show_sign_in(request: Request, signer: SignerDep, person: PersonDep) -> Response:
     if person is not None:
         return RedirectResponse(AFTER_SIGN_IN, status_code=303)
-    return _sign_in_page(request, signer, problem="", status=200)
+    return sign_in_page(request, signer, problem="", status=200)
 
 
 @router.post("/signin")
@@ -129,14 +136,23 @@ def sign_in(
     cookie = request.cookies.get(cookie_name(request, FORM_COOKIE))
     is_ours = signer.read("form", cookie) is not None and signer.form_matches(cookie, form_token)
     if not is_ours:
-        return _sign_in_page(
+        return sign_in_page(
             request, signer, problem="This form was too old. Paste the key again.", status=400
         )
     owner = authenticate(database, key.strip())
     if owner is None:
-        return _sign_in_page(
+        try:
+            limits_of(request.app.state).failed(request.client.host if request.client else "")
+        except RateLimited as refused:
+            return sign_in_page(request, signer, problem=refused.message, status=429)
+        return sign_in_page(
             request, signer, problem="This key is unknown, expired or revoked.", status=401
         )
+    if owner.scopes is not None:  # pages show all that a role may see
+        return sign_in_page(
+            request, signer, problem="This key has scopes. Sign in with one that has none.",
+            status=403,
+        )  # fmt: skip
     answer = RedirectResponse(AFTER_SIGN_IN, status_code=303)
     start_session(signer, owner, request, answer)
     clear_cookie(request, answer, FORM_COOKIE)
@@ -165,9 +181,11 @@ def static_file(name: str, v: Annotated[str, Query(max_length=32)] = "") -> Resp
     return Response(found.content, media_type=found.media_type, headers={"Cache-Control": cache})
 
 
-def _sign_in_page(
-    request: Request, signer: SessionSigner, *, problem: str, status: int
+def sign_in_page(
+    request: Request, signer: SessionSigner, *, problem: str, status: int, identity: str = ""
 ) -> HTMLResponse:
+    """The page with a fresh form; `identity` is shown to somebody whom nobody has linked."""
+    settings: Settings = request.app.state.settings
     cookie = signer.sign(
         "form", {"nonce": secrets.token_hex(16), "until": int(time.time()) + FORM_SECONDS}
     )
@@ -176,6 +194,8 @@ def _sign_in_page(
         status=status,
         person=None,
         problem=problem,
+        identity=identity,
+        provider=settings.oidc_name if settings.oidc_client_id else "",
         form_token=signer.form_token(cookie),
     )
     set_cookie(request, answer, FORM_COOKIE, cookie, FORM_SECONDS)
@@ -188,17 +208,3 @@ def _or_not_found(person: SignedIn, build: Callable[[], Response]) -> Response:
         return build()
     except (JobNotFound, ServiceError):
         return page("not_found.html", status=404, person=person)
-
-
-def _signed_out() -> Response:
-    """A live part without a session: the script then loads the whole page anew."""
-    return Response(status_code=401)
-
-
-def _part(request: Request, answer: Response) -> Response:
-    """The part, or 304 when it is what the browser already shows."""
-    etag = f'"{hashlib.sha256(bytes(answer.body)).hexdigest()[:32]}"'
-    if answer.status_code == 200 and request.headers.get("if-none-match") == etag:
-        return Response(status_code=304, headers={"ETag": etag})
-    answer.headers["ETag"] = etag
-    return answer

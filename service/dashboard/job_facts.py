@@ -9,12 +9,14 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.dashboard.charts import Point
+from service.dashboard.charts import History, Lost, Point, Tick
 from service.jobs.models import Job, JobEvent
-from service.jobs.repository import metrics_of
+from service.jobs.repository import metrics_of, page_of_checkpoints
 from service.jobs.views import job_answer
+from service.ledger import service as ledger
 
 LOSS = "validation_loss_noised"
+CHECKPOINTS_READ = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,33 @@ def series(session: Session, job_id: str, *names: str) -> dict[str, dict[str, li
         points = found[row.name].setdefault(row.group_id, [])
         points.append(Point(step=row.step, value=float(row.value)))
     return found
+
+
+def history_of(session: Session, job: Job) -> History:
+    """Attempts after the first, and the windows that were lost, by their steps."""
+    told = ledger.job_history(session, job.id)
+    restarts = []
+    for number, attempt in enumerate(told["attempts"], start=1):
+        firsts = [w["first_step"] for w in told["windows"] if w["epoch"] == attempt["epoch"]]
+        if number > 1 and firsts:
+            restarts.append(Tick(at=min(firsts), label=f"attempt {number}"))
+    lost = [
+        Lost(first=window["first_step"], last=window["first_step"] + window["steps"])
+        for window in told["windows"]
+        if window["outcome"] == "abandoned"
+    ]
+    return History(restarts=tuple(restarts), lost=tuple(lost))
+
+
+def epsilon_points(session: Session, job: Job, progress: Progress) -> list[Point]:
+    """Epsilon so far at each checkpoint, as the API's checkpoints tell it, and now."""
+    rows, _ = page_of_checkpoints(session, job.id, after=None, limit=CHECKPOINTS_READ)
+    found = {0: 0.0} | {row.step: float(row.epsilon_so_far) for row in reversed(rows)}
+    if progress.step:
+        found[progress.step] = max(float(progress.epsilon_so_far), found.get(progress.step, 0.0))
+    if len(found) == 1:
+        return []
+    return [Point(step=step, value=value) for step, value in sorted(found.items())]
 
 
 def with_stds(

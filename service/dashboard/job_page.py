@@ -6,17 +6,21 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy.orm import Session
 
 from service.artifacts.endpoints import artifact_list
+from service.audits import service as audits
 from service.auth.subject import Subject
 from service.certificates.label import LabelFact, label_facts
 from service.certificates.service import visible_certificate
-from service.dashboard.charts import HeatMap, LineChart, Point, heat_map, line_chart
+from service.dashboard.charts import HeatMap, History, LineChart, Point, heat_map, line_chart
 from service.dashboard.job_facts import (
     LOSS,
     Progress,
+    epsilon_points,
+    history_of,
     plan_of,
     progress_of,
     series,
@@ -31,7 +35,13 @@ from service.populations.models import Population
 EVENTS_SHOWN = 40
 EVENTS_READ = 2000
 TRAINING_LOSS = "loss_noised"
-MAPS = (("clip_norm", "Clip norm", True), ("noise_share", "Noise share", False))
+NOISE = "noise_multiplier"
+# What the policy chose for each LoRA tensor in each window: series, caption, logarithmic.
+MAPS = (
+    ("clip_norm", "Clip norm", True),
+    ("noise_share", "Noise share", False),
+    ("rate_factor", "Learning-rate factor", True),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +95,7 @@ class JobPage:
     facts: tuple[Fact, ...]
     lines: tuple[LineChart, ...]
     maps: tuple[HeatMap, ...]
+    missing: tuple[str, ...]  # captions of maps that nothing was recorded for
     events: tuple[JobEvent, ...]
     label: Label | None
     files: tuple[FileLine, ...]
@@ -99,22 +110,33 @@ def job_page(session: Session, subject: Subject, job_id: str) -> JobPage:
     """
     job = visible_job(session, subject, job_id)
     events, _ = page_of_events(session, job.id, after=None, limit=EVENTS_READ)
-    found = series(session, job.id, LOSS, TRAINING_LOSS, *(name for name, _, _ in MAPS))
+    found = series(session, job.id, LOSS, TRAINING_LOSS, NOISE, *(name for name, _, _ in MAPS))
+    history = history_of(session, job)
     held_out = with_stds(found[LOSS].get("", []), events, LOSS, "noise_std")
     training = found[TRAINING_LOSS].get("", [])
     training = with_stds(training, events, TRAINING_LOSS, "loss_noise_std")
     population = session.get_one(Population, job.population_id)
     listed = artifact_list(session, job.id)
+    progress = progress_of(session, job)
+    maps = _maps(found, history)
+    drawn = {chart.key for chart in maps}
     return JobPage(
         job=job,
         has_ended=State(job.state) in TERMINAL,
         why=status_message(job.reason_code) or "",
         population=population,
-        progress=progress_of(session, job),
+        progress=progress,
         change=LossChange(before=held_out[0], after=held_out[-1]) if len(held_out) > 1 else None,
         facts=_facts(session, job),
-        lines=_lines(plan_of(job)["steps_planned"], held_out, training),
-        maps=_maps(found),
+        lines=_lines(
+            plan_of(job)["steps_planned"],
+            (held_out, training, found[NOISE].get("", [])),
+            epsilon_points(session, job, progress),
+            progress,
+            history,
+        ),
+        maps=maps,
+        missing=tuple(caption for name, caption, _ in MAPS if name not in drawn and training),
         events=tuple(events[:EVENTS_SHOWN]),
         label=_label(session, subject, job, population),
         files=tuple(
@@ -127,10 +149,14 @@ def job_page(session: Session, subject: Subject, job_id: str) -> JobPage:
 
 def _facts(session: Session, job: Job) -> tuple[Fact, ...]:
     plan, block = plan_of(job), amounts_of(session, [job.id])[job.id]["train"]
-    levels = plan["noise_levels"]
+    audit = audits.summary_of(session, job.id)
+    levels, note = plan["noise_levels"], plan["mode"].replace("_", " ")
+    if "noise_schedule" in plan:
+        levels = [part["level"] for part in plan["noise_schedule"]]
+        note = f"{note}, a schedule of {len(levels)} levels"
     noise = levels[0] if len(levels) == 1 else f"{levels[0]} to {levels[-1]}"
     return (
-        Fact(name="Noise multiplier", value=noise, note=plan["mode"].replace("_", " ")),
+        Fact(name="Noise multiplier", value=noise, note=note),
         Fact(
             name="Sampling probability",
             value=plan["sampling_probability"],
@@ -148,24 +174,46 @@ def _facts(session: Session, job: Job) -> tuple[Fact, ...]:
             note=f"on {job.model}",
         ),
         Fact(name="Attempt", value=str(job.attempt), note=f"epoch {job.epoch}"),
+        Fact(name="Audit", value=audits.headline(audit), note=audits.limits(audit)),
     )
 
 
 def _lines(
-    steps: int, held_out: Sequence[Point], training: Sequence[Point]
+    steps: int,
+    released: tuple[Sequence[Point], Sequence[Point], Sequence[Point]],
+    epsilon: Sequence[Point],
+    progress: Progress,
+    history: History,
 ) -> tuple[LineChart, ...]:
+    held_out, training, noise = released
+    cap = float(progress.epsilon_target), f"promised ε {progress.epsilon_target}"
+    said = (
+        f"of the promised ε {progress.epsilon_target} at δ {progress.delta}, one "
+        f"{progress.unit} added or removed; a report, not a guarantee"
+    )
+    draw = partial(line_chart, steps_max=steps, history=history)
     charts = (
-        line_chart("held-out", "Held-out loss, noised", held_out, steps, "nats a token"),
-        line_chart("training", "Training loss, clipped and noised", training, steps, "nats"),
+        draw("held-out", "Held-out loss, noised", held_out, unit="in nats a token"),
+        draw("training", "Training loss, clipped and noised", training, unit="in nats"),
+        draw("epsilon", "ε so far against its cap", epsilon, unit=said, cap=cap),
+        draw(
+            "noise",
+            "Noise multiplier σ",
+            noise,
+            unit="in clip norms of the whole step",
+            is_stepped=True,
+        ),
     )
     return tuple(chart for chart in charts if chart is not None)
 
 
-def _maps(found: Mapping[str, Mapping[str, Sequence[Point]]]) -> tuple[HeatMap, ...]:
+def _maps(
+    found: Mapping[str, Mapping[str, Sequence[Point]]], history: History
+) -> tuple[HeatMap, ...]:
     maps = []
     for name, caption, is_log in MAPS:
         named = [(_group_name(group), points) for group, points in found[name].items() if group]
-        maps.append(heat_map(name, caption, named, is_log=is_log))
+        maps.append(heat_map(name, caption, named, is_log=is_log, history=history))
     return tuple(chart for chart in maps if chart is not None)
 
 

@@ -22,6 +22,8 @@ from service.dashboard.reader import ReaderDep
 from service.dashboard.rendering import page
 from service.dashboard.sessions import SignedIn
 from service.dependencies import PublisherDep, ReadDep
+from service.errors import CursorInvalid, NotFound
+from service.jobs.errors import JobNotFound
 from service.ledger import bundle
 from service.ledger.errors import LedgerNotFound
 from service.ledger.schemas import EntryQuery
@@ -133,7 +135,7 @@ def answer_for(
         return page("not_found.html", status=404, person=person)
     try:
         return build(person)
-    except LedgerNotFound:
+    except (LedgerNotFound, JobNotFound, NotFound, CursorInvalid):
         return page("not_found.html", status=404, person=person)
 
 

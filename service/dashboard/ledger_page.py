@@ -19,6 +19,7 @@ from service.ledger import checkpoints, evidence, fsck, merkle, repository
 from service.ledger.anomalies import Anomaly, anomalies_of
 from service.ledger.entries import leaf_of
 from service.ledger.errors import LedgerNotFound
+from service.ledger.findings import Finding
 from service.ledger.models import Entry, LogHead, SignedCheckpoint
 from service.ledger.schemas import EntryQuery
 from service.ledger.standing import Standing, standing_of
@@ -39,6 +40,9 @@ TYPES = (
     "window.done",
     "window.abandoned",
     "query.charge",
+    "audit.committed",
+    "audit.revealed",
+    "incident",
     "settle",
     "release.requested",
     "release.approved",
@@ -100,7 +104,7 @@ class CheckPage:
     statement: dict[str, Any]
     entries: tuple[CheckedEntry, ...]
     blocks: tuple[CheckedBlock, ...]
-    findings: tuple[fsck.Finding, ...]
+    findings: tuple[Finding, ...]
     checkpoint: SignedCheckpoint | None
     note: str
     has_certificate: bool

@@ -21,6 +21,8 @@ from service.jobs.repository import visible_jobs
 from service.ledger import repository
 from service.ledger.models import Entry
 from service.ledger.service import BlockBudget, epsilon_limits
+from service.operations.fleet import fleet_of
+from service.operations.queue import Waiting, waiting_jobs
 from service.populations.models import Population
 from service.populations.service import visible_populations
 
@@ -28,7 +30,10 @@ JOBS_SHOWN = 20
 ENTRIES_SHOWN = 12
 POPULATIONS_SHOWN = 50
 PHRASES = {
+    "audit.committed": "canaries chosen by coins nobody has seen",
+    "audit.revealed": "the coins of the audit, for anyone to check",
     "grant.approved": "signed by a steward",
+    "incident": "the audit contradicts this job: no adapter may leave",
     "query.charge": "held-out loss, one noised query",
     "release.approved": "signed by a steward",
     "release.published": "two signatures: files may leave",
@@ -46,13 +51,6 @@ class RunningJob:
     population: str
     progress: Progress
     loss: str | None  # newest noised held-out loss
-
-
-@dataclass(frozen=True, kw_only=True)
-class WaitingJob:
-    job: Job
-    position: int
-    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,7 @@ class LedgerLine:
 class Overview:
     sees_jobs: bool
     running: tuple[RunningJob, ...]
-    waiting: tuple[WaitingJob, ...]
+    waiting: tuple[Waiting, ...]
     ended: tuple[EndedJob, ...]
     budgets: tuple[Budget, ...]
     entries: tuple[LedgerLine, ...]
@@ -104,10 +102,11 @@ def overview(session: Session, subject: Subject) -> Overview:
     """Everything on the page, in one read-only transaction."""
     sees_jobs = subject.role != "auditor"
     sees_ledger = subject.role in ("submitter", "steward", "auditor")
-    populations = _populations(session, subject)
+    populations = populations_of(session, subject)
     codes = {population.id: population.code for population in populations}
     running = _jobs(session, subject, sorted(LEASED)) if sees_jobs else []
-    waiting = _jobs(session, subject, [State.QUEUED, State.RECOVERING]) if sees_jobs else []
+    fleet = fleet_of(session, subject)
+    waiting = waiting_jobs(session, subject, fleet, limit=JOBS_SHOWN) if sees_jobs else []
     ended = _jobs(session, subject, sorted(TERMINAL)) if sees_jobs else []
     return Overview(
         sees_jobs=sees_jobs,
@@ -120,10 +119,7 @@ def overview(session: Session, subject: Subject) -> Overview:
             )
             for job in running
         ),
-        waiting=tuple(
-            WaitingJob(job=job, position=number, why=status_message(job.reason_code) or "")
-            for number, job in enumerate(reversed(waiting), start=1)
-        ),
+        waiting=tuple(waiting),
         ended=tuple(
             EndedJob(
                 job=job,
@@ -143,7 +139,7 @@ def _jobs(session: Session, subject: Subject, states: Sequence[State]) -> list[J
     return list(session.scalars(newest_first))
 
 
-def _populations(session: Session, subject: Subject) -> list[Population]:
+def populations_of(session: Session, subject: Subject) -> list[Population]:
     statement = visible_populations(subject.tenant_id).order_by(Population.created_at)
     return list(session.scalars(statement.limit(POPULATIONS_SHOWN)))
 

@@ -66,27 +66,47 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def span(seconds: int | None) -> str:
+    """`40 s`, `12 min`, `3.5 h`, or a dash."""
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds} s"
+    return f"{seconds // 60} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def short_id(text: str) -> str:
     """The end of an id, where ids of one day differ; the whole id stands in the title."""
     prefix, mark, rest = text.partition("-") if "-" in text else text.partition("_")
     return f"{prefix}{mark}…{rest[-6:]}" if len(rest) > 8 else text
 
 
+RULES = {"pld_fixed_schedule": "PLD of the fixed schedule", "rdp_filter": "RDP filter"}
+
+
+def rule_in_words(name: str) -> str:
+    """How an epsilon is proved; a rule without words of its own keeps its name."""
+    return RULES.get(name, name.replace("_", " "))
+
+
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The templates with their filters."""
+    made = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(minute=utc_minute, clock=minute, percent=percent, short=short_id)
-    environment.globals["static"] = static_address
-    return environment
+    made.filters.update(minute=utc_minute, clock=minute, percent=percent, short=short_id)
+    made.filters["span"] = span
+    made.filters["rule"] = rule_in_words
+    made.globals["static"] = static_address
+    return made
 
 
 def page(template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """A page, or the live part of one."""
-    html = _environment().get_template(template).render(**values)
+    html = environment().get_template(template).render(**values)
     return HTMLResponse(html, status_code=status)

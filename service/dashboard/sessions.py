@@ -1,9 +1,10 @@
-"""Signs people in with their API key and remembers them in a signed cookie.
+"""Remembers in a signed cookie who signed in, with an API key or at the identity provider.
 
-The cookie holds the key's id and an end, never the key; it is HttpOnly, SameSite=Lax, and
-Secure unless the page is read over plain http from this very machine. A revoked or expired
-key ends its sessions at once, because each request looks the key up again. Forms carry a
-token bound to the cookie (or, before signing in, to a short-lived one).
+The cookie holds the id of the key or of the identity and an end, never a secret; it is
+HttpOnly, SameSite=Lax, and Secure unless the page is read over plain http from this very
+machine. A revoked or expired key, a link that is taken away and a person who is blocked end
+their sessions at once, because each request looks them up again. Forms carry a token bound
+to the cookie (or, before signing in, to a short-lived one).
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from pathlib import Path
 from fastapi import Request, Response
 from sqlalchemy.orm import Session
 
+from service import row_fence
+from service.auth.identities import linked_person
 from service.auth.keys import KeyOwner
 from service.auth.models import ApiKey
 from service.auth.subject import Subject
+from service.database import fence
 from service.tenants.models import Principal
 
 SESSION_SECONDS = 12 * 3600
+PROVIDER_SESSION_SECONDS = 4 * 3600  # the provider cannot tell us that somebody has left
 FORM_SECONDS = 15 * 60
 SECRET_BYTES = 32
 SESSION_COOKIE = "rldp_session"
@@ -111,18 +116,43 @@ def start_session(
     set_cookie(request, answer, SESSION_COOKIE, value, SESSION_SECONDS)
 
 
+def start_provider_session(
+    signer: SessionSigner, owner: KeyOwner, request: Request, answer: Response
+) -> None:
+    """Sets the cookie of a person whom the identity provider just named."""
+    until = int(time.time()) + PROVIDER_SESSION_SECONDS
+    value = signer.sign("session", {"identity": owner.key_id, "until": until})
+    set_cookie(request, answer, SESSION_COOKIE, value, PROVIDER_SESSION_SECONDS)
+
+
 def signed_in(signer: SessionSigner, request: Request, session: Session) -> SignedIn | None:
-    """Who reads this page; None without a live session and key."""
+    """Who reads this page; None without a live session and key, or identity."""
     cookie = request.cookies.get(cookie_name(request, SESSION_COOKIE))
     value = signer.read("session", cookie)
     if value is None or cookie is None:
         return None
+    person = _person_of(value, session)
+    if person is None or person.blocked_at is not None:
+        return None
+    subject = Subject(principal_id=person.id, tenant_id=person.tenant_id, role=person.role)
+    row_fence.bind(subject.tenant_id)
+    fence(session)
+    return SignedIn(subject=subject, form_token=signer.form_token(cookie))
+
+
+def _person_of(value: dict[str, str | int], session: Session) -> Principal | None:
+    if "identity" in value:
+        return linked_person(session, str(value["identity"]))
     key = session.get(ApiKey, str(value["key"]))
     if key is None or key.revoked_at is not None or key.expires_at <= time.time() * 1_000_000:
         return None
-    person = session.get_one(Principal, key.principal_id)
-    subject = Subject(principal_id=person.id, tenant_id=person.tenant_id, role=person.role)
-    return SignedIn(subject=subject, form_token=signer.form_token(cookie))
+    return session.get_one(Principal, key.principal_id)
+
+
+def is_own_form(signer: SessionSigner, request: Request, token: str) -> bool:
+    """Whether a form came from a page that this session was sent."""
+    cookie = request.cookies.get(cookie_name(request, SESSION_COOKIE))
+    return signer.form_matches(cookie, token)
 
 
 def set_cookie(request: Request, answer: Response, name: str, value: str, seconds: int) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 
+from service import openapi
 from service.auth.subject import Subject, require_role
 from service.datasets import files, repository, service, storage
 from service.datasets.form import receive_form
@@ -27,6 +26,7 @@ from service.datasets.schemas import (
 from service.datasets.validation import FAULTS_KEPT_MAX
 from service.dependencies import (
     DatabaseDep,
+    KeyringDep,
     ReadDep,
     SessionDep,
     SettingsDep,
@@ -34,10 +34,12 @@ from service.dependencies import (
     SubjectDep,
 )
 from service.errors import CursorInvalid, NotFound, TrainingDataSealed
+from service.idempotency.once import REPLAYED, KeyHeader, OnceDep
 from service.ids import new_id
 from service.listing import ListQuery, envelope, page
 from service.logged_reads import LoggedRoute
 from service.populations.models import Population
+from service.sealing.answers import file_answer
 
 
 class PersonalRoute(LoggedRoute):
@@ -75,26 +77,33 @@ _UPLOAD_SCHEMA: dict[str, Any] = {
 
 @router.post("/files", openapi_extra=_UPLOAD_SCHEMA)
 async def upload_file(
-    request: Request, subject: DataOwner, database: DatabaseDep, settings: SettingsDep
+    request: Request,
+    subject: DataOwner,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    response: Response,
+    idempotency_key: KeyHeader = None,
 ) -> dict[str, Any]:
     """Streams the body to disk; asynchronous, unlike every other route, for this reason."""
     file_id = new_id("file-")
-    path = storage.spool_path(settings.files_dir, file_id)
-    spool = await run_in_threadpool(storage.HashingWriter, path)
+    spool = await run_in_threadpool(storage.new_spool, settings.files_dir, file_id)
     try:
         form = await receive_form(request, spool, bytes_max=settings.upload_bytes_max)
-        file = await run_in_threadpool(
+        stored = await run_in_threadpool(
             files.store_upload,
             database,
-            settings.files_dir,
+            settings,
             subject,
             file_id=file_id,
             spooled=spool,
             form=form,
+            key=idempotency_key,
         )
     finally:
         await run_in_threadpool(spool.discard)
-    return file_to_dict(file)
+    if stored.is_replayed:
+        response.headers[REPLAYED] = "true"
+    return stored.answer
 
 
 @router.get("/files")
@@ -125,13 +134,17 @@ def delete_file(file_id: str, subject: DataOwner, session: SessionDep) -> dict[s
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-@router.get("/files/{file_id}/content")
-def file_content(file_id: str, subject: SubjectDep, session: ReadDep) -> Response:
+@router.get(
+    "/files/{file_id}/content",
+    response_class=Response,
+    responses=openapi.files("application/jsonl"),
+)
+def file_content(file_id: str, subject: SubjectDep, session: ReadDep, keys: KeyringDep) -> Response:
     """The rows as they are kept, for a steward; no other role reads training data back."""
     if subject.role != "steward":
         raise TrainingDataSealed
-    path: Path = files.content_path(session, subject, file_id)
-    return FileResponse(path, media_type="application/jsonl", filename=f"{file_id}.jsonl")
+    rows = files.content(session, keys, subject, file_id)
+    return file_answer(rows, media_type="application/jsonl", filename=f"{file_id}.jsonl")
 
 
 @router.get("/files/{file_id}/validation")
@@ -161,11 +174,15 @@ def file_validation(
 
 @router.post("/datasets", status_code=201, tags=["datasets"])
 def create_dataset(
-    body: DatasetCreate, subject: StewardDep, session: SessionDep, response: Response
+    body: DatasetCreate, subject: StewardDep, session: SessionDep, response: Response, once: OnceDep
 ) -> dict[str, Any]:
-    dataset = service.register_dataset(session, subject, body)
-    response.headers["Location"] = f"/v1/datasets/{dataset.id}"
-    return dataset_to_dict(dataset)
+
+    def make() -> dict[str, Any]:
+        dataset = service.register_dataset(session, subject, body)
+        response.headers["Location"] = f"/v1/datasets/{dataset.id}"
+        return dataset_to_dict(dataset)
+
+    return once.answer(body, make)
 
 
 @router.get("/datasets", tags=["datasets"])
@@ -194,12 +211,17 @@ def create_version(
     subject: DataOwner,
     session: SessionDep,
     response: Response,
+    once: OnceDep,
 ) -> dict[str, Any]:
-    version = service.make_version(session, subject, dataset_id, body)
-    response.headers["Location"] = f"/v1/datasets/{dataset_id}/versions/{version.id}"
-    dataset = repository.one_dataset(session, subject, dataset_id)
-    population = session.get_one(Population, dataset.population_id)
-    return version_to_dict(version, population.patients_public)
+
+    def make() -> dict[str, Any]:
+        version = service.make_version(session, subject, dataset_id, body)
+        response.headers["Location"] = f"/v1/datasets/{dataset_id}/versions/{version.id}"
+        dataset = repository.one_dataset(session, subject, dataset_id)
+        population = session.get_one(Population, dataset.population_id)
+        return version_to_dict(version, population.patients_public)
+
+    return once.answer(body, make)
 
 
 @router.get("/datasets/{dataset_id}/versions", tags=["datasets"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import delete, insert
 from sqlalchemy.orm import Session
@@ -15,6 +16,7 @@ from service.datasets import repository, storage
 from service.datasets.form import UploadForm
 from service.datasets.models import Dataset, DatasetVersion, File, FileError
 from service.datasets.rows import CONTENT_FIELDS, UNIT_FIELD_DEFAULT
+from service.datasets.schemas import file_to_dict
 from service.datasets.validation import Outcome, validate
 from service.errors import (
     DatasetRequired,
@@ -24,7 +26,12 @@ from service.errors import (
     StateConflict,
     UnsupportedOption,
 )
+from service.idempotency import store as idempotency
 from service.ids import new_id
+from service.sealing import keyring
+from service.sealing.files import SealedFile, StoredFile, erase
+from service.sealing.keyring import Keyring
+from service.settings import Settings
 
 SECOND_US = 1_000_000
 EXPIRY_SECONDS_MIN = 3600
@@ -47,6 +54,14 @@ class TrainingVersion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stored:
+    """The answer to an upload; `is_replayed` if an equal one under its key came before."""
+
+    answer: dict[str, Any]
+    is_replayed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Wanted:
     """The fields of an upload, checked."""
 
@@ -57,26 +72,68 @@ class _Wanted:
 
 def store_upload(
     database: Database,
-    files_dir: Path,
+    settings: Settings,
     subject: Subject,
     *,
     file_id: str,
-    spooled: storage.HashingWriter,
+    spooled: SealedFile,
     form: UploadForm,
-) -> File:
+    key: str | None = None,
+) -> Stored:
     """Validates the spooled bytes and registers the file, its report and its version.
 
     The slow part runs outside any transaction. Rows written for a transaction that then
-    fails belong to no file and are swept up later (`retention.sweep`).
+    fails belong to no file and are swept up later (`retention.sweep`). Under a key the
+    first answer is given again for a day, if fields and bytes are the same.
+
+    Raises:
+        IdempotencyKeyReused, RequestInProgress: of the key.
     """
+    keyed = None if key is None else _keyed(subject, key, spooled, form)
     with database.reading() as session:
+        if keyed and (kept := idempotency.kept_answer(session, keyed)):
+            return Stored(answer=kept, is_replayed=True)
         wanted = _wanted(session, subject, form.fields)
     version_id = new_id("dsv_")
-    blob = storage.blob_path(files_dir, version_id)
-    outcome = validate(spooled.path, blob, unit_field=wanted.unit_field)
+    rows_key = storage.rows_key(version_id, keyring.new_key())
+    blob = storage.blob_path(settings.files_dir, version_id)
+    outcome = validate(
+        spooled.stored,
+        SealedFile(blob, rows_key),
+        unit_field=wanted.unit_field,
+        unpacked_bytes_max=settings.upload_bytes_max,
+    )
+    file = _file_row(subject, file_id, spooled, form, wanted, outcome, rows_key.owner_id)
+    file.blob_path = None if outcome.errors_total else str(blob)
+    with database.transaction() as session:
+        if keyed and (kept := idempotency.take(session, keyed)):  # an equal one was quicker
+            erase(blob)
+            return Stored(answer=kept, is_replayed=True)
+        session.add(file)
+        session.flush()
+        if not outcome.errors_total:
+            Keyring.of(settings).keep(session, subject.tenant_id, version_id, rows_key.secret)
+        _store_faults(session, file_id, outcome)
+        if wanted.dataset is not None and not outcome.errors_total:
+            add_version(session, subject, wanted.dataset, file)
+        answer = file_to_dict(file)
+        if keyed:
+            idempotency.keep(session, keyed, answer)
+    return Stored(answer=answer, is_replayed=False)
+
+
+def _file_row(
+    subject: Subject,
+    file_id: str,
+    spooled: SealedFile,
+    form: UploadForm,
+    wanted: _Wanted,
+    outcome: Outcome,
+    version_id: str,
+) -> File:
     created_at = now_us()
     expiry = wanted.expires_after_seconds
-    file = File(
+    return File(
         id=file_id,
         tenant_id=subject.tenant_id,
         uploaded_by=subject.principal_id,
@@ -89,18 +146,15 @@ def store_upload(
         sha256=spooled.sha256,
         status="error" if outcome.errors_total else "processed",
         errors_total=outcome.errors_total,
-        blob_path=None if outcome.errors_total else str(blob),
         blob_sha256=outcome.blob_sha256,
         created_at=created_at,
         expires_at=None if expiry is None else created_at + expiry * SECOND_US,
     )
-    with database.transaction() as session:
-        session.add(file)
-        session.flush()
-        _store_faults(session, file_id, outcome)
-        if wanted.dataset is not None and not outcome.errors_total:
-            add_version(session, subject, wanted.dataset, file)
-    return file
+
+
+def _keyed(subject: Subject, key: str, spooled: SealedFile, form: UploadForm) -> idempotency.Keyed:
+    asked = {"fields": dict(form.fields), "name": form.filename, "sha256": spooled.sha256}
+    return idempotency.keyed(subject, "POST /v1/files", key, asked)
 
 
 def add_version(session: Session, subject: Subject, dataset: Dataset, file: File) -> DatasetVersion:
@@ -124,10 +178,11 @@ def add_version(session: Session, subject: Subject, dataset: Dataset, file: File
 
 
 def erase_file(session: Session, subject: Subject, file_id: str) -> None:
-    """Erases the rows from disk, then the file from sight. Refunds nothing.
+    """Erases the rows from disk with their key, then the file from sight. Refunds nothing.
 
-    The blob goes before the commit: an answer that says "deleted" is never wrong, and a
-    commit that fails leaves a file that can be deleted again.
+    Without the key no copy of the blob can be read either. The blob goes before the commit:
+    an answer that says "deleted" is never wrong, and a commit that fails leaves a file that
+    can be deleted again.
     """
     erase_row(session, repository.one_file(session, subject, file_id, for_update=True))
 
@@ -135,7 +190,8 @@ def erase_file(session: Session, subject: Subject, file_id: str) -> None:
 def erase_row(session: Session, file: File) -> None:
     """The part of erasing that expiry shares with DELETE."""
     if file.blob_path is not None:
-        storage.erase(Path(file.blob_path))
+        erase(Path(file.blob_path))
+    keyring.destroy(session, file.version_id)
     file.blob_path = file.blob_sha256 = None
     file.filename = ""
     file.deleted_at = now_us()
@@ -144,16 +200,24 @@ def erase_row(session: Session, file: File) -> None:
     session.flush()
 
 
-def content_path(session: Session, subject: Subject, file_id: str) -> Path:
+def content(session: Session, keys: Keyring, subject: Subject, file_id: str) -> StoredFile:
     """The normalised rows, for a steward.
 
     Raises:
+        SealError: of the key.
         StateConflict: the file did not pass its validation, hence nothing was kept.
     """
     file = repository.one_file(session, subject, file_id)
     if file.blob_path is None:
         raise StateConflict("Nothing is kept of a file that did not pass its validation.")
-    return Path(file.blob_path)
+    return stored_rows(session, keys, file.version_id, Path(file.blob_path))
+
+
+def stored_rows(session: Session, keys: Keyring, version_id: str, path: Path) -> StoredFile:
+    """A version's rows with the key that opens them."""
+    secret = keys.find(session, version_id)
+    key = None if secret is None else storage.rows_key(version_id, secret)
+    return StoredFile(path=path, key=key)
 
 
 def training_version(session: Session, subject: Subject, file_id: str) -> TrainingVersion:

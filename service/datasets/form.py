@@ -1,7 +1,7 @@
 """Reads a multipart upload as it arrives: the file to disk, the few fields to memory.
 
 The framework's own form parser would put the patients' rows into the system's temporary
-folder first; here they touch only a file of mode 0600 in the service's own folder.
+folder first; here they touch only a sealed file in the service's own folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from service.datasets.storage import HashingWriter
 from service.errors import (
     BodyTooLarge,
     FieldInvalid,
@@ -25,6 +24,7 @@ from service.errors import (
     UnknownField,
 )
 from service.field_faults import nearest_field
+from service.sealing.files import SealedFile
 
 FILE_FIELD = "file"
 TEXT_FIELDS = frozenset(
@@ -50,16 +50,23 @@ class UploadForm:
     fields: Mapping[str, str]
 
 
-async def receive_form(request: Request, writer: HashingWriter, *, bytes_max: int) -> UploadForm:
+async def receive_form(
+    request: Request,
+    writer: SealedFile,
+    *,
+    bytes_max: int,
+    extra_fields: frozenset[str] = frozenset(),
+) -> UploadForm:
     """Streams the file part into `writer` and returns the other fields.
 
-    The body is read to its end even when it is refused, so that the answer can reach a
-    client that is still sending.
+    `extra_fields` are those that a page's form has beside the API's. The body is read to
+    its end even when it is refused, so that the answer can reach a client that is still
+    sending.
 
     Raises:
         MalformedRequest, UnknownField, FieldInvalid, BodyTooLarge.
     """
-    parts = _Parts(bytes_max)
+    parts = _Parts(bytes_max, TEXT_FIELDS | extra_fields)
     try:
         _, options = parse_options_header(request.headers.get("content-type", ""))
         parser = MultipartParser(options[b"boundary"], parts.callbacks())
@@ -80,8 +87,9 @@ async def receive_form(request: Request, writer: HashingWriter, *, bytes_max: in
 class _Parts:
     """Receives the parser's callbacks. The first refusal ends the work, not the reading."""
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, text_fields: frozenset[str]) -> None:
         self.refusal: ServiceError | None = None
+        self._text_fields = text_fields
         self._bytes_max = bytes_max
         self._fields: dict[str, str] = {}
         self._filename: str | None = None
@@ -146,7 +154,7 @@ class _Parts:
             self._filename = _clean_filename(options.get(b"filename", b""))
         elif self._name == FILE_FIELD or self._name in self._fields:
             self._refuse(MalformedRequest("The form holds a field twice."))
-        elif self._name not in TEXT_FIELDS:
+        elif self._name not in self._text_fields:
             nearest = nearest_field(self._name, TEXT_FIELDS | {FILE_FIELD})
             self._refuse(UnknownField(pointer="/*", nearest=nearest))
 
@@ -165,8 +173,12 @@ class _Parts:
             self._value += data[start:end]
 
     def _end(self) -> None:
-        if self.refusal is None and self._name != FILE_FIELD:
-            self._fields[self._name] = self._value.decode()
+        if self.refusal is not None or self._name == FILE_FIELD:
+            return
+        text = self._value.decode(errors="replace")
+        if "\0" in text or "\ufffd" in text:
+            self._refuse(FieldInvalid(self._name, "The value is not plain UTF-8 text."))
+        self._fields[self._name] = text
 
     def _refuse(self, refusal: ServiceError) -> None:
         if self.refusal is None:

@@ -46,7 +46,7 @@ class File(Base):
     __table_args__ = (
         CheckConstraint("status IN ('processed', 'error')", name="status"),
         CheckConstraint("(status = 'processed') = (errors_total = 0)", name="errors_total"),
-        CheckConstraint("kind IN ('jsonl', 'csv')", name="kind"),
+        CheckConstraint("kind IN ('jsonl', 'csv', 'parquet')", name="kind"),
         CheckConstraint("(blob_path IS NULL) = (blob_sha256 IS NULL)", name="blob"),
         CheckConstraint("deleted_at IS NULL OR blob_path IS NULL", name="deleted_has_no_blob"),
         Index("ix_file_tenant_id_created_at_id", "tenant_id", "created_at", "id"),

@@ -1,7 +1,7 @@
-"""Reads JSON lines and CSV row by row; memory does not grow with the file.
+"""Reads JSON lines, CSV and Parquet row by row; memory does not grow with the file.
 
-Every row comes as its line number (1-based, where it starts) with either a record or the
-fault that keeps it from being one.
+Every row comes as its line number (1-based, where it starts; of Parquet the row's number)
+with either a record or the fault that keeps it from being one.
 """
 
 from __future__ import annotations
@@ -9,46 +9,59 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import IO, Any, Literal
 
+from service.datasets.parquet import read_parquet
 from service.datasets.rows import (
     CONTENT_FIELDS,
     FORMS,
+    ROW_BYTES_MAX,
     Fault,
     depth_exceeded,
     fault,
     unit_pointer,
 )
 from service.errors import MediaTypeRefused
+from service.sealing.files import StoredFile
 
-Kind = Literal["jsonl", "csv"]
+Kind = Literal["jsonl", "csv", "parquet"]
 Item = tuple[int, Mapping[str, Any] | Fault]
 
-ROW_BYTES_MAX = 1024 * 1024
 BOM = b"\xef\xbb\xbf"
 DELIMITERS = (",", ";", "\t")
-FOREIGN_MAGIC = (b"PK\x03\x04", b"\x1f\x8b", b"PAR1", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+PARQUET_MAGIC = b"PAR1"
+FOREIGN_MAGIC = (b"PK\x03\x04", b"\x1f\x8b", b"PARE", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 csv.field_size_limit(ROW_BYTES_MAX)
 
 
-def kind_of(source: Path) -> Kind:
-    """JSON lines or CSV, found by content; the name plays no part.
+def kind_of(source: StoredFile) -> Kind:
+    """JSON lines, CSV or Parquet, found by content; the name plays no part.
 
     Raises:
-        MediaTypeRefused: an archive or a binary table.
+        MediaTypeRefused: an archive, or a table that is encrypted already.
     """
-    with source.open("rb") as stream:
+    with source.open() as stream:
         head = stream.read(4096)
     if head.startswith(FOREIGN_MAGIC):
-        raise MediaTypeRefused("JSON lines or CSV, as plain text")
+        raise MediaTypeRefused("JSON lines, CSV or Parquet, packed into nothing else")
+    if head.startswith(PARQUET_MAGIC):
+        return "parquet"
     return "jsonl" if head.removeprefix(BOM).lstrip()[:1] in (b"{", b"[") else "csv"
 
 
-def read(source: Path, kind: Kind, unit_field: str | None) -> Iterator[Item]:
-    """Every row of the file, in order."""
-    with source.open("rb") as stream:
+def read(
+    source: StoredFile, kind: Kind, unit_field: str | None, unpacked_bytes_max: int
+) -> Iterator[Item]:
+    """Every row of the file, in order. The limit is for kinds that are packed in themselves.
+
+    Raises:
+        ParquetInvalid, ParquetUnavailable: of Parquet.
+    """
+    if kind == "parquet":
+        yield from read_parquet(source, unit_field, unpacked_bytes_max)
+        return
+    with source.open() as stream:
         if stream.read(len(BOM)) != BOM:
             stream.seek(0)
         yield from _json_lines(stream) if kind == "jsonl" else _csv_rows(stream, unit_field)

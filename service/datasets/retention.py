@@ -8,9 +8,9 @@ from pathlib import Path
 from sqlalchemy import select
 
 from service.database import Database, now_us
-from service.datasets import storage
 from service.datasets.files import erase_row
 from service.datasets.models import File
+from service.sealing.files import erase
 
 ORPHAN_AGE_SECONDS = 24 * 3600
 
@@ -50,5 +50,5 @@ def _erase_orphans(database: Database, files_dir: Path, age_seconds: float) -> i
         named = set(session.scalars(select(File.blob_path).where(File.blob_path.is_not(None))))
     orphans = [path for path in old if str(path) not in named]
     for path in orphans:
-        storage.erase(path)
+        erase(path)
     return len(orphans)

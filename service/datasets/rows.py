@@ -21,6 +21,7 @@ from typing import Any
 UNIT_FIELD_DEFAULT = "patient_id"
 UNIT_LENGTH_MAX = 256
 JSON_DEPTH_MAX = 16
+ROW_BYTES_MAX = 1024 * 1024
 ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
 FORMS: tuple[tuple[str, ...], ...] = (("text",), ("prompt", "completion"), ("messages",))
 CONTENT_FIELDS = frozenset(name for form in FORMS for name in form)
@@ -35,6 +36,7 @@ MESSAGES = {
     "field_empty": "The field is empty.",
     "field_type": "The field must be text.",
     "columns_mismatch": "The row has another number of cells than the header.",
+    "column_nested": "The column holds lists or structures; it must hold text.",
     "header_twice": "The header names a known column twice.",
     "csv_invalid": "The row cannot be read as CSV.",
     "form_twice": "A row holds text, or prompt and completion, or messages: one of them.",

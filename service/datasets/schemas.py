@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.datasets.models import Dataset, DatasetVersion, File, FileError
 from service.datasets.rows import UNIT_FIELD_DEFAULT
 from service.listing import ListQuery
+from service.times import utc_text
 
 NOT_FOR_RELEASE = "not differentially private, do not release"
 
@@ -102,8 +102,3 @@ def version_to_dict(version: DatasetVersion, patients_public: int) -> dict[str, 
         "state": version.state,
         "created_at": utc_text(version.created_at),
     }
-
-
-def utc_text(time_us: int) -> str:
-    """RFC 3339, to the second."""
-    return datetime.fromtimestamp(time_us // 1_000_000, UTC).isoformat().replace("+00:00", "Z")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from service.datasets.readers import Kind, kind_of, read
 from service.datasets.rows import Fault, Row, fault, read_row
-from service.datasets.storage import HashingWriter
+from service.sealing.files import SealedFile, StoredFile
 
 FAULTS_KEPT_MAX = 10_000
 
@@ -35,16 +34,21 @@ class Outcome:
     blob_sha256: str | None
 
 
-def validate(source: Path, target: Path, *, unit_field: str | None) -> Outcome:
-    """Reads `source`; writes `target` if all of it is valid, else leaves no file behind.
+def validate(
+    source: StoredFile, target: SealedFile, *, unit_field: str | None, unpacked_bytes_max: int
+) -> Outcome:
+    """Reads `source`; finishes `target` if all of it is valid, else leaves no file behind.
 
     Raises:
-        MediaTypeRefused: an archive or a binary table.
+        MediaTypeRefused: an archive.
+        ParquetInvalid, ParquetUnavailable: of Parquet.
+        DiskFull: the rows have no room.
     """
-    kind = kind_of(source)
     run = _Run(target)
     try:
-        for ordinal, (line, item) in enumerate(read(source, kind, unit_field), start=1):
+        kind = kind_of(source)
+        rows = read(source, kind, unit_field, unpacked_bytes_max)
+        for ordinal, (line, item) in enumerate(rows, start=1):
             if isinstance(item, Fault):
                 run.refuse(line, [item])
                 continue
@@ -62,8 +66,8 @@ def validate(source: Path, target: Path, *, unit_field: str | None) -> Outcome:
 class _Run:
     """The state of one pass: the file being written and the faults found so far."""
 
-    def __init__(self, target: Path) -> None:
-        self.writer = HashingWriter(target)
+    def __init__(self, target: SealedFile) -> None:
+        self.writer = target
         self._faults: list[RowFault] = []
         self._errors_total = 0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
-from dp_core.accounting import ORDER_MAX, ORDER_MIN, charge_pico, epsilon_of_pico
+from dp_core.accounting import ORDER_MAX, ORDER_MIN, charge_pico, epsilon_of_pico, total_pico
 from dp_core.plan import RunPlan
 
 GRID = Decimal("0.1")
@@ -38,7 +38,7 @@ def grant_for(plan: RunPlan) -> GrantChoice:
 
 
 def _epsilon_needed(plan: RunPlan, alpha: int) -> Decimal:
-    worst = charge_pico(plan.training_event(), alpha)  # the first level is the dearest
+    worst = total_pico(plan.training_events(), alpha)
     if plan.validation is not None:
         worst = max(worst, charge_pico(plan.validation.event(), alpha))
     return epsilon_of_pico(worst, plan.delta, alpha)

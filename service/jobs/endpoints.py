@@ -6,15 +6,31 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Depends, Query, Request, Response
+from sqlalchemy.orm import Session
 
+from service import openapi
 from service.artifacts import endpoints as artifact_files
+from service.audits import service as audits
 from service.auth.subject import Subject, require_role
-from service.dependencies import DatabaseDep, ReadDep, SessionDep, SettingsDep
+from service.dependencies import (
+    DatabaseDep,
+    KeyringDep,
+    PublisherDep,
+    ReadDep,
+    SessionDep,
+    SettingsDep,
+    TurnDep,
+)
 from service.exact_json import ExactRoute
-from service.jobs import repository, service, views
+from service.idempotency.once import REPLAYED, KeyHeader
+from service.jobs import repository, service, steering, views
+from service.jobs.errors import JobNotFound
 from service.jobs.schemas import JobRequest
+from service.ledger import receipts
+from service.ledger.errors import BudgetExceeded
+from service.ledger.publisher import Publisher
+from service.ledger.repository import reservation_of
 from service.listing import envelope
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"], route_class=ExactRoute)
@@ -26,7 +42,6 @@ ArtifactReader = Annotated[Subject, Depends(require_role("submitter", "steward")
 
 AfterParam = Annotated[str | None, Query(max_length=64)]
 LimitParam = Annotated[int, Query(ge=1, le=100)]
-KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 
 _METADATA = re.compile(r"metadata\[([\w.:/-]{1,64})\]")
 
@@ -37,14 +52,36 @@ def create_job(
     subject: Submitter,
     database: DatabaseDep,
     settings: SettingsDep,
+    publisher: PublisherDep,
     response: Response,
+    _turn: TurnDep,
     idempotency_key: KeyHeader = None,
 ) -> dict[str, Any]:
-    """Reserves the worst case of the job's privacy loss and queues it."""
-    created = service.create_job(database, settings, subject, body, idempotency_key)
+    """Reserves the worst case of the job's privacy loss and queues it.
+
+    A refused budget is answered with a signed receipt of the refusal's entry.
+    """
+    try:
+        created = service.create_job(database, settings, subject, body, idempotency_key)
+    except BudgetExceeded as refused:
+        if refused.entry is not None:
+            log_id, idem = refused.entry
+            with database.reading() as session:
+                refused.receipts = receipts.of_entries(session, publisher.keys, log_id, [idem])
+        raise
     if created.is_replayed:
-        response.headers["Idempotent-Replayed"] = "true"
-    return created.answer
+        response.headers[REPLAYED] = "true"
+    with database.reading() as session:
+        if created.reserved is None:
+            return _with_receipts(session, publisher, created.answer)
+        receipt = receipts.of_fresh(session, publisher.keys, created.reserved)
+        return {**created.answer, "receipts": [receipt]}
+
+
+def _with_receipts(session: Session, publisher: Publisher, job: dict[str, Any]) -> dict[str, Any]:
+    """The job with signed receipts of what the call has entered, for its owner to keep."""
+    log_id = reservation_of(session, job["id"]).log_id
+    return {**job, "receipts": receipts.of_call(session, publisher.keys, log_id, job["id"])}
 
 
 @router.post("/estimate")
@@ -85,9 +122,23 @@ def get_job(job_id: str, subject: JobReader, session: ReadDep) -> dict[str, Any]
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, subject: JobReader, session: SessionDep) -> dict[str, Any]:
+def cancel_job(
+    job_id: str, subject: JobReader, session: SessionDep, publisher: PublisherDep
+) -> dict[str, Any]:
     """Asks for the end; windows never started go back to the population."""
-    return service.cancel_job(session, subject, job_id)
+    return _with_receipts(session, publisher, steering.cancel_job(session, subject, job_id))
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, subject: JobReader, session: SessionDep) -> dict[str, Any]:
+    """Stops a running job at the end of its open window; what it reserved stays held."""
+    return steering.pause_job(session, subject, job_id)
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, subject: JobReader, session: SessionDep) -> dict[str, Any]:
+    """Queues a paused job; it goes on from its newest checkpoint."""
+    return steering.resume_job(session, subject, job_id)
 
 
 @router.get("/{job_id}/events")
@@ -130,6 +181,22 @@ def get_metrics(
     return views.metrics_answer(repository.metrics_of(session, job.id), max_points=max_points)
 
 
+@router.get("/{job_id}/attempts")
+def list_attempts(job_id: str, subject: JobReader, session: ReadDep) -> dict[str, Any]:
+    """Oldest first, each with its windows: done, open, or abandoned and still charged."""
+    return views.attempts_answer(session, repository.visible_job(session, subject, job_id))
+
+
+@router.get("/{job_id}/audit")
+def get_audit(job_id: str, subject: JobReader, session: ReadDep) -> Response:
+    """The newest attempt's audit report, as the bytes its digest is of. Holds no private value."""
+    job = repository.visible_job(session, subject, job_id)
+    found = audits.newest(session, job.id)
+    if found is None:
+        raise JobNotFound
+    return Response(found.report, media_type="application/json")
+
+
 @router.get("/{job_id}/artifacts")
 def list_artifacts(job_id: str, subject: JobReader, session: ReadDep) -> dict[str, Any]:
     """Names and digests; the files themselves wait for a release."""
@@ -137,10 +204,14 @@ def list_artifacts(job_id: str, subject: JobReader, session: ReadDep) -> dict[st
     return artifact_files.artifact_list(session, job.id)
 
 
-@router.get("/{job_id}/artifacts/{name}", response_class=FileResponse)
+@router.get(
+    "/{job_id}/artifacts/{name}",
+    response_class=Response,
+    responses=openapi.files("application/octet-stream", "application/json"),
+)
 def download_artifact(
-    job_id: str, name: str, subject: ArtifactReader, session: ReadDep
+    job_id: str, name: str, subject: ArtifactReader, session: ReadDep, keys: KeyringDep
 ) -> Response:
     """One file of a published release."""
     job = repository.visible_job(session, subject, job_id)
-    return artifact_files.artifact_file(session, job.id, name)
+    return artifact_files.artifact_file(session, keys, job.id, name)

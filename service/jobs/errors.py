@@ -8,9 +8,8 @@ JobError
 ├── PrivacyRequired       no target epsilon
 ├── FieldInvalid          a known field with an unacceptable value
 ├── PlanInfeasible        no plan meets what is asked
+├── DeviceTooSmall        the model cannot be held by a worker's device
 ├── ModelNotAllowed       the base model is not in the catalogue
-├── IdempotencyKeyReused  the key stands with another request
-├── RequestInProgress     an equal key is held by a request still open
 └── ReleasePending        two stewards have not released the artifact yet
 """
 
@@ -94,6 +93,22 @@ class PlanInfeasible(JobError):
         super().__init__(advice)
 
 
+class DeviceTooSmall(JobError):
+    """The least that the trainer holds exceeds the memory of a worker's device."""
+
+    code, status = "plan_infeasible", 422
+    param = "model"
+
+    def __init__(self, *, needed_gib: float, device_gib: float, remedy: str) -> None:
+        self.needed_gib, self.device_gib, self.remedy = needed_gib, device_gib, remedy
+        operator = f" Or ask the operator: it may fit with {remedy}." if remedy else ""
+        super().__init__(
+            f"This job needs at least {needed_gib:.1f} GiB and a worker's device has "
+            f"{device_gib:.1f}. Choose a smaller model, fewer privacy.tokens_per_row or a "
+            f"smaller adapter.r.{operator}"
+        )
+
+
 class ModelNotAllowed(JobError):
     """The base model is not in the catalogue."""
 
@@ -102,26 +117,6 @@ class ModelNotAllowed(JobError):
 
     def __init__(self) -> None:
         super().__init__("This base model is not offered. GET /v1/models lists those that are.")
-
-
-class IdempotencyKeyReused(JobError):
-    """The key stands with another request; nothing was written."""
-
-    code, status = "idempotency_key_reused", 422
-
-    def __init__(self) -> None:
-        super().__init__(
-            "This Idempotency-Key was used for another request. Send a new key with a new request."
-        )
-
-
-class RequestInProgress(JobError):
-    """An equal key is held by a request still open; nothing was written."""
-
-    code, status = "request_in_progress", 409
-
-    def __init__(self) -> None:
-        super().__init__("The first request under this Idempotency-Key is still open.")
 
 
 ERROR_TABLE: dict[type[Exception], tuple[int, str]] = {
@@ -133,8 +128,7 @@ ERROR_TABLE: dict[type[Exception], tuple[int, str]] = {
         PrivacyRequired,
         FieldInvalid,
         PlanInfeasible,
+        DeviceTooSmall,
         ModelNotAllowed,
-        IdempotencyKeyReused,
-        RequestInProgress,
     )
 }

@@ -11,9 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
+from controller.choice import CONTROLLER_TYPES, resolve_type
+from controller.choice import steps_max as longest_steps
 from dp_core.compute import DeviceSpeed, SpeedSource, Target, best_candidate, estimated_speed
 from dp_core.errors import CalibrationImpossible, PlanInvalid
+from dp_core.noise_schedule import NoiseShape
 from dp_core.plan import AdapterPlan, OptimizerPlan, RunPlan, Unit
 from dp_core.planner import VALIDATION_BATCH_SIZE, PlanRequest, make_run_plan
 from service.jobs.errors import (
@@ -22,12 +26,11 @@ from service.jobs.errors import (
     PrivacyRequired,
     UnsupportedOption,
 )
-from service.jobs.schemas import Hyperparameters, JobRequest
+from service.jobs.schemas import Hyperparameters, JobRequest, NoiseDecay
 
 EPSILON_MIN = Decimal("0.1")
 N_EPOCHS_DEFAULT = 3  # the compute limit where neither epochs nor minutes are given
 TOKENS_PER_ROW = 256
-CONTROLLERS = {"auto": "rldp", "rldp": "rldp", "reference": "reference"}
 
 # Names of plan fields as the API calls them; others are shown under `privacy`.
 PARAMS = {
@@ -42,6 +45,8 @@ PARAMS = {
     "adapter.r": "adapter.r",
     "adapter.alpha": "adapter.alpha",
     "steps_per_chunk": "controller.interval_steps",
+    "noise_shape": "privacy.noise_schedule",
+    "noise_shape.final_fraction": "privacy.noise_schedule.final_fraction",
 }
 
 
@@ -113,14 +118,14 @@ def check_offered(request: JobRequest) -> None:
             "High priority needs a quota, which this installation does not offer; use normal.",
         ),
         (
-            request.controller.type not in CONTROLLERS,
+            request.controller.type not in CONTROLLER_TYPES,
             "controller.type",
-            "Use auto, rldp or reference.",
+            "Use auto, reference, rldp or rldp_pretrained.",
         ),
         (
             request.controller.policy != "default",
             "controller.policy",
-            "Only the default policy, pretrained on public tasks, is offered.",
+            "Only the shipped policy is offered; use default.",
         ),
         (
             request.controller.signals is not None,
@@ -174,6 +179,7 @@ def plan_request(request: JobRequest, terms: Terms, *, seed: int) -> PlanRequest
     parameters, privacy = hyperparameters_of(request), request.privacy
     assert privacy.target_epsilon is not None, "check_offered comes first"
     batch_size, steps_max = _batch_and_steps(request, terms)
+    _check_length(request.controller.type, steps_max)
     adapter = request.adapter
     modules = () if adapter.target_modules == "auto" else tuple(adapter.target_modules)
     return PlanRequest(
@@ -184,6 +190,7 @@ def plan_request(request: JobRequest, terms: Terms, *, seed: int) -> PlanRequest
         records_are_unique_patients=terms.records_are_unique_patients,
         validation_fraction=terms.validation_fraction,
         mode=privacy.mode,
+        noise_shape=_noise_shape(privacy.noise_schedule),
         batch_size=batch_size,
         steps_max=steps_max,
         margin_windows=privacy.margin_windows,
@@ -194,9 +201,17 @@ def plan_request(request: JobRequest, terms: Terms, *, seed: int) -> PlanRequest
         optimizer=_optimizer(parameters),
         tokens_per_row=_tokens_per_row(request, terms),
         seed=seed,
-        controller_type=CONTROLLERS[request.controller.type],
+        controller_type=resolve_type(request.controller.type),
         base_model_digest=terms.base_model_digest,
         dataset_version=terms.dataset_version,
+    )
+
+
+def _noise_shape(wanted: Literal["constant"] | NoiseDecay) -> NoiseShape | None:
+    if wanted == "constant":
+        return None
+    return NoiseShape.decaying(
+        final_fraction=wanted.final_fraction, levels=wanted.levels, curve=wanted.curve
     )
 
 
@@ -268,6 +283,16 @@ def _delta(request: JobRequest, terms: Terms) -> str:
     if not 0 < Decimal(delta) <= Decimal(terms.delta):
         raise FieldInvalid("privacy.delta", "Must be positive and at most the population's delta.")
     return delta
+
+
+def _check_length(controller_type: str, steps: int) -> None:
+    longest = longest_steps(controller_type)
+    if longest is not None and steps > longest:
+        raise FieldInvalid(
+            "controller.type",
+            f"The shipped policy helps in jobs of up to {longest} steps and can ruin longer ones; "
+            f"this one has {steps}. Use auto, or set privacy.steps_max to {longest}.",
+        )
 
 
 def _optimizer(parameters: Hyperparameters) -> OptimizerPlan:

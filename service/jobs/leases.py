@@ -119,6 +119,7 @@ def _claim_statement(worker_id: str, job_id: str | None, lease_seconds: int, now
         .values(
             state=State.STARTING.value,
             reason_code=None,
+            state_at=now,
             epoch=Job.epoch + 1,
             attempt=Job.attempt + 1,
             lease_owner=worker_id,
@@ -146,14 +147,19 @@ def cancel_requested(db: Database, job_id: str) -> bool:
         return bool(session.scalar(select(Job.cancel_requested).where(Job.id == job_id)))
 
 
-def fence(session: Session, job_id: str, epoch: int) -> None:
+def fence(
+    session: Session, job_id: str, epoch: int, *, states: frozenset[State] = CHARGING
+) -> None:
     """First statement of a charge: still mine? Extends the lease; `starting` gets `running`.
 
+    With `FINISHING` it is the first statement of what brings an open window to its end: a
+    pause lets that through, and no new window.
+
     Raises:
-        FencedOut: another epoch, no live lease, or a state in which nothing is charged.
+        FencedOut: another epoch, no live lease, or a state in which this is not written.
     """
     now = clock_us(session)
-    statement = mine(job_id, epoch, CHARGING, now).values(lease_expires_at=lease_end(now))
+    statement = mine(job_id, epoch, states, now).values(lease_expires_at=lease_end(now))
     require_changed(session, statement, job_id, epoch)
     job = locked_job(session, job_id)
     if job.state == State.STARTING:
@@ -187,7 +193,8 @@ def fail_attempt(
 
     It recovers (first retry at once, then 10 s doubled each time), or fails: permanent
     cause, attempts used up, or the same cause of its own twice running. A job that was
-    being cancelled is cancelled now. None: the job no longer belongs to this attempt.
+    being cancelled is cancelled now, and one that was being paused is paused, unless the
+    cause is permanent. None: the job no longer belongs to this attempt.
     """
     with db.transaction() as session:
         job = locked_job(session, job_id)
@@ -213,16 +220,25 @@ def take_back(
     attempts_max: int = ATTEMPTS_MAX,
 ) -> State:
     """As `fail_attempt`, inside the caller's transaction, on a locked job in a worker's hands."""
+    ledger.end_attempt(session, job_id=job.id, epoch=job.epoch, reason_code=reason.value)
     if job.state == State.CANCELLING:
         end_without_adapter(session, job, State.CANCELLED, now=now, reason=Reason.CANCEL_REQUESTED)
         return State.CANCELLED
+    if reason is Reason.PAUSE_REQUESTED:
+        job.pauses += 1
+        change_state(session, job, State.PAUSED, now=now, reason=reason)
+        return State.PAUSED
     repeated = job.last_failure_code == reason and reason not in MACHINE_REASONS
     job.last_failure_code = reason.value
-    if permanent or repeated or job.attempt >= attempts_max:
+    if job.state == State.PAUSING and not permanent:  # a lost process pauses it as well
+        change_state(session, job, State.PAUSED, now=now, reason=Reason.PAUSE_REQUESTED)
+        return State.PAUSED
+    attempts = job.attempt - job.pauses
+    if permanent or repeated or attempts >= attempts_max:
         ending = reason if permanent or repeated else Reason.ATTEMPTS_USED
         end_without_adapter(session, job, State.FAILED, now=now, reason=ending)
         return State.FAILED
-    job.not_before = now + _back_off_us(job.attempt)
+    job.not_before = now + _back_off_us(attempts)
     change_state(session, job, State.RECOVERING, now=now, reason=reason)
     return State.RECOVERING
 
@@ -273,13 +289,16 @@ def _changed(session: Session, statement: Update) -> int:
     return cast("CursorResult[Any]", session.execute(statement)).rowcount
 
 
-def require_changed(session: Session, statement: Update, job_id: str, epoch: int) -> None:
-    if _changed(session, statement) != 1:
+def require_changed(session: Session, statement: Update, job_id: str, epoch: int) -> State:
+    """Runs an update of `mine`; the state that the job is in."""
+    state = session.execute(statement.returning(Job.state)).scalar_one_or_none()
+    if state is None:
         raise FencedOut(job_id=job_id, epoch=epoch)
+    return State(state)
 
 
-def require_mine(job: Job, epoch: int, now: int) -> None:
+def require_mine(job: Job, epoch: int, now: int, *, states: frozenset[State] = CHARGING) -> None:
     """The same question asked of a locked row."""
     is_live = job.lease_expires_at is not None and job.lease_expires_at > now
-    if job.epoch != epoch or job.state not in CHARGING or not is_live:
+    if job.epoch != epoch or job.state not in states or not is_live:
         raise FencedOut(job_id=job.id, epoch=epoch)

@@ -1,8 +1,7 @@
 """The states of a job as data: every legal change, its trigger, and what to tell people.
 
 A change that is not in `CHANGES` does not exist; `require_change` refuses it
-(service.md 7). Pausing, file validation and steward approval add rows here when they
-are offered.
+(service.md 7). File validation and steward approval add rows here when they are offered.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ class State(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     RECOVERING = "recovering"
+    PAUSING = "pausing"
+    PAUSED = "paused"
     CANCELLING = "cancelling"
     CANCELLED = "cancelled"
     SUCCEEDED = "succeeded"
@@ -35,18 +36,29 @@ CHANGES: dict[tuple[State, State], str] = {
     (State.STARTING, State.FAILED): "permanent cause, or attempts used up",
     (State.RUNNING, State.FAILED): "permanent cause, or attempts used up",
     (State.RECOVERING, State.FAILED): "attempts used up",
-    (State.QUEUED, State.CANCELLED): "cancel request",
+    (State.RUNNING, State.PAUSING): "pause request",
+    (State.QUEUED, State.PAUSED): "pause request",
+    (State.PAUSING, State.PAUSED): "window ended and process gone, or process lost",
+    (State.PAUSING, State.FAILED): "permanent cause",
+    (State.PAUSED, State.QUEUED): "resume request",
+    (State.QUEUED, State.CANCELLED): "cancel request, or queued for 30 days",
     (State.RECOVERING, State.CANCELLED): "cancel request",
+    (State.PAUSED, State.CANCELLED): "cancel request, or paused for 7 days",
     (State.STARTING, State.CANCELLING): "cancel request",
     (State.RUNNING, State.CANCELLING): "cancel request",
+    (State.PAUSING, State.CANCELLING): "cancel request",
     (State.CANCELLING, State.CANCELLED): "process gone, or lease expired",
     (State.RUNNING, State.SUCCEEDED): "last planned step done, artifact committed",
+    (State.PAUSING, State.SUCCEEDED): "last planned step done, artifact committed",
     (State.RUNNING, State.BUDGET_STOPPED): "the cheapest next step does not fit",
+    (State.PAUSING, State.BUDGET_STOPPED): "the cheapest next step does not fit",
 }
 
 CLAIMABLE = frozenset({State.QUEUED, State.RECOVERING})
-CHARGING = frozenset({State.STARTING, State.RUNNING})
-LEASED = frozenset({State.STARTING, State.RUNNING, State.CANCELLING})
+WAITING = CLAIMABLE | {State.PAUSED}  # live, and in no worker's hands
+CHARGING = frozenset({State.STARTING, State.RUNNING})  # a window may be opened
+FINISHING = CHARGING | {State.PAUSING}  # an open window may be brought to its end
+LEASED = FINISHING | {State.CANCELLING}
 TERMINAL = frozenset({State.SUCCEEDED, State.BUDGET_STOPPED, State.FAILED, State.CANCELLED})
 WITH_ADAPTER = frozenset({State.SUCCEEDED, State.BUDGET_STOPPED})
 
@@ -55,6 +67,8 @@ OPENAI_STATUS: dict[State, str] = {
     State.STARTING: "running",
     State.RUNNING: "running",
     State.RECOVERING: "running",
+    State.PAUSING: "pausing",
+    State.PAUSED: "paused",
     State.CANCELLING: "running",
     State.SUCCEEDED: "succeeded",
     State.BUDGET_STOPPED: "succeeded",
@@ -68,6 +82,9 @@ class Reason(StrEnum):
 
     WAITING_FOR_WORKER = "waiting_for_worker"
     CANCEL_REQUESTED = "cancel_requested"
+    PAUSE_REQUESTED = "pause_requested"
+    PAUSED_TOO_LONG = "paused_too_long"
+    QUEUED_TOO_LONG = "queued_too_long"
     TARGET_REACHED = "target_reached"
     BUDGET_USED = "budget_used"
     MARGIN_USED = "margin_used"
@@ -83,6 +100,12 @@ class Reason(StrEnum):
     LEDGER_UNREACHABLE = "ledger_unreachable"
     LEDGER_REFUSED = "ledger_refused"
     SELF_CHECK_FAILED = "self_check_failed"
+    AUDIT_FAILED = "audit_failed"
+    RANK_LOST = "rank_lost"
+    RANKS_DIFFER = "ranks_differ"
+    DISK_FULL = "disk_full"
+    KEY_UNAVAILABLE = "key_unavailable"
+    MODEL_MISSING = "model_missing"
     ATTEMPTS_USED = "attempts_used"
 
 
@@ -92,13 +115,20 @@ MACHINE_REASONS = frozenset(
         Reason.LEASE_EXPIRED,
         Reason.WORKER_STOPPED,
         Reason.TRAINER_KILLED,
+        Reason.RANK_LOST,
         Reason.LEDGER_UNREACHABLE,
+        Reason.DISK_FULL,
+        Reason.KEY_UNAVAILABLE,
+        Reason.MODEL_MISSING,
     }
 )
 
 MESSAGES: dict[Reason, str] = {
     Reason.WAITING_FOR_WORKER: "Waiting for a free worker.",
     Reason.CANCEL_REQUESTED: "Cancelled on request. Windows never started went back.",
+    Reason.PAUSE_REQUESTED: "Paused, or about to be. Resume it within 7 days.",
+    Reason.PAUSED_TOO_LONG: "Paused for 7 days. Windows never started went back.",
+    Reason.QUEUED_TOO_LONG: "No worker was free for 30 days. Everything reserved went back.",
     Reason.TARGET_REACHED: "All planned steps are done.",
     Reason.BUDGET_USED: "The next step no longer fits the job's own limit; the adapter is valid.",
     Reason.MARGIN_USED: "Spare windows are used up; the adapter so far is valid.",
@@ -114,6 +144,17 @@ MESSAGES: dict[Reason, str] = {
     Reason.LEDGER_UNREACHABLE: "The ledger could not be reached; training stopped before a window.",
     Reason.LEDGER_REFUSED: "The ledger refused a charge; training stopped before a window.",
     Reason.SELF_CHECK_FAILED: "The trainer's check of per-patient gradients failed.",
+    Reason.AUDIT_FAILED: "The audit found a fault in this worker's noise, clipping or draws. No "
+    "adapter leaves; what was charged stays charged. Tell the administrator.",
+    Reason.RANK_LOST: "One of the job's processes was lost; another attempt takes over.",
+    Reason.RANKS_DIFFER: "The job's processes did not hold the same model, records and versions. "
+    "Tell the administrator.",
+    Reason.DISK_FULL: "The worker's disk is full. The last window stays charged; an administrator "
+    "must make room.",
+    Reason.KEY_UNAVAILABLE: "The worker has no key that opens the stored data. Nothing was charged "
+    "by this attempt; an administrator must put data.key in place.",
+    Reason.MODEL_MISSING: "The base model is not on this worker. Nothing was charged by this "
+    "attempt; an administrator must put the model in place.",
     Reason.ATTEMPTS_USED: "Too many attempts ended badly.",
 }
 

@@ -14,7 +14,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.database import Base
+from service.database import Base, now_us
 from service.jobs.lifecycle import STATES
 
 ID = String(40)
@@ -78,6 +78,8 @@ class Job(Base):
     created_at: Mapped[int] = mapped_column(BigInteger)
     started_at: Mapped[int | None] = mapped_column(BigInteger)
     finished_at: Mapped[int | None] = mapped_column(BigInteger)
+    pauses: Mapped[int] = mapped_column(default=0)  # attempts that a pause ended, none's fault
+    state_at: Mapped[int] = mapped_column(BigInteger, default=now_us)  # in this state since
 
 
 class JobEvent(Base):
@@ -160,17 +162,3 @@ class NaturalKey(Base):
     key: Mapped[str] = mapped_column(DIGEST, primary_key=True)
     job_id: Mapped[str] = mapped_column(ID, index=True)
     created_at: Mapped[int] = mapped_column(BigInteger)
-
-
-class IdempotencyKey(Base):
-    """The answer given under an `Idempotency-Key`; digests only, never the key."""
-
-    __tablename__ = "idempotency_key"
-
-    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
-    principal_id: Mapped[str] = mapped_column(ID, primary_key=True)
-    route: Mapped[str] = mapped_column(String(64), primary_key=True)
-    key_digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
-    request_digest: Mapped[str] = mapped_column(DIGEST)
-    answer: Mapped[str] = mapped_column(Text)
-    created_at: Mapped[int] = mapped_column(BigInteger, index=True)

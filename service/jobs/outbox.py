@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Select, delete, select, update
 
 from service.database import Database
-from service.jobs import idempotency
+from service.idempotency import store as idempotency
 from service.jobs.lifecycle import CLAIMABLE, TERMINAL
 from service.jobs.models import Job, NaturalKey, Outbox
 from service.jobs.transitions import SECOND, clock_us

@@ -111,6 +111,21 @@ def metrics_of(
     return session.scalars(statement.order_by(*order)).all()
 
 
+def whole_job_points(
+    session: Session, job_ids: Sequence[str], name: str
+) -> dict[str, list[tuple[int, float]]]:
+    """One series of several jobs in one query: (step, value) by job, in order of steps."""
+    rows = session.execute(
+        select(JobMetric.job_id, JobMetric.step, JobMetric.value)
+        .where(JobMetric.job_id.in_(job_ids), JobMetric.name == name, JobMetric.group_id == "")
+        .order_by(JobMetric.job_id, JobMetric.step)
+    )
+    found: dict[str, list[tuple[int, float]]] = {}
+    for job_id, step, value in rows:
+        found.setdefault(job_id, []).append((step, float(value)))
+    return found
+
+
 def amounts_of(session: Session, job_ids: Sequence[str]) -> dict[str, dict[str, ReservationBlock]]:
     """What each job reserved and spent, by job and block, in one query."""
     rows = session.scalars(
@@ -134,26 +149,27 @@ def training_data(
         FileInvalid: it did not pass its validation.
         DatasetRequired: it belongs to no dataset.
     """
-    statement = select(File).where(
-        File.id == file_id, File.tenant_id == subject.tenant_id, File.deleted_at.is_(None)
+    statement = (
+        select(File.status, DatasetVersion, Dataset, Population)
+        .outerjoin(
+            DatasetVersion,
+            and_(DatasetVersion.file_id == File.id, DatasetVersion.state == "ready"),
+        )
+        .outerjoin(Dataset, Dataset.id == DatasetVersion.dataset_id)
+        .outerjoin(Population, Population.id == Dataset.population_id)
+        .where(File.id == file_id, File.tenant_id == subject.tenant_id, File.deleted_at.is_(None))
     )
     if subject.role != "steward":
         statement = statement.where(File.uploaded_by == subject.principal_id)
-    file = session.scalar(statement)
-    if file is None:
-        raise NotFound()
-    if file.status != "processed":
-        raise FileInvalid("training_file")
-    joined = (
-        select(DatasetVersion, Dataset, Population)
-        .join(Dataset, Dataset.id == DatasetVersion.dataset_id)
-        .join(Population, Population.id == Dataset.population_id)
-        .where(DatasetVersion.file_id == file.id, DatasetVersion.state == "ready")
-    )
-    row = session.execute(joined).first()
+    row = session.execute(statement).first()
     if row is None:
+        raise NotFound()
+    status, version, dataset, population = row
+    if status != "processed":
+        raise FileInvalid("training_file")
+    if version is None:
         raise DatasetRequired()
-    return row[0], row[1], row[2]
+    return version, dataset, population
 
 
 def minutes_per_token(session: Session, tenant_id: str, model: str) -> list[float]:

@@ -19,6 +19,8 @@ from sqlalchemy.orm import Session
 from dp_core.events import decimal_of
 from service.artifacts import service as artifact_store
 from service.artifacts.service import ArtifactFile
+from service.audits import service as audits
+from service.audits.service import FoundAudit
 from service.certificates.service import build_certificate
 from service.database import Database
 from service.datasets.models import DatasetVersion
@@ -35,12 +37,14 @@ from service.jobs.leases import (
     require_changed,
     require_mine,
 )
-from service.jobs.lifecycle import LEASED, WITH_ADAPTER, Reason, State
-from service.jobs.models import JobCheckpoint, JobMetric
+from service.jobs.lifecycle import FINISHING, LEASED, WITH_ADAPTER, Reason, State
+from service.jobs.models import Job, JobCheckpoint, JobMetric
 from service.jobs.transitions import add_event, change_state, clock_us, locked_job
 from service.ledger import service as ledger
+from service.ledger.service import Commitment
 from service.metrics import require_declared
 from service.populations.models import Population
+from service.webhooks import events as webhook_events
 
 __all__ = [
     "ArtifactFile",
@@ -50,17 +54,23 @@ __all__ = [
     "Work",
     "cancel_requested",
     "claim",
+    "commit_audit",
     "fail_attempt",
     "fence",
     "finish",
     "latest_checkpoint",
     "load_work",
+    "record_audit",
     "record_checkpoint",
     "record_evaluation",
     "record_step",
     "record_window",
     "renew_lease",
 ]
+
+
+_AUDIT_TITLES = {"T1": "Audit before training", "T2": "Audit of the training itself"}
+EVENT_FIELDS = ("report_sha256", "self_test", "self_test_min_p", "steps", "tier", "verdict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +87,6 @@ class Work:
     model: str
     model_dir: str
     dataset_version: str
-    dataset_path: str
     dataset_sha256: str
     population_id: str
     split_key: bytes = field(repr=False)
@@ -128,7 +137,6 @@ def load_work(db: Database, job_id: str, epoch: int) -> Work:
             model=job.model,
             model_dir=job.model_dir,
             dataset_version=version.id,
-            dataset_path=version.path,
             dataset_sha256=version.sha256,
             population_id=job.population_id,
             split_key=population.split_key,
@@ -136,8 +144,62 @@ def load_work(db: Database, job_id: str, epoch: int) -> Work:
         )
 
 
-def record_step(db: Database, job_id: str, epoch: int, step: int) -> None:
-    """Notes that a step is finished; feeds the stall watch.
+def record_audit(db: Database, job_id: str, epoch: int, found: FoundAudit) -> None:
+    """Keeps what the attempt's audit found, with a line in the job's history.
+
+    A fault disputes the job in the ledger and alerts, in the same transaction.
+
+    Raises:
+        FencedOut: the attempt no longer owns the job.
+    """
+    with db.transaction() as session:
+        now = clock_us(session)
+        job = locked_job(session, job_id)
+        require_mine(job, epoch, now)
+        job.progress_at = now
+        _note_audit(session, job, epoch, found, now)
+
+
+def _note_audit(session: Session, job: Job, epoch: int, found: FoundAudit, now: int) -> None:
+    audits.add(session, tenant_id=job.tenant_id, job_id=job.id, epoch=epoch, found=found, now=now)
+    summary, has_failed = found.summary, found.verdict == "FAIL"
+    report_sha256 = str(summary["report_sha256"])
+    if found.revealed_seed is not None:
+        ledger.reveal_audit(
+            session,
+            job_id=job.id,
+            epoch=epoch,
+            seed=found.revealed_seed,
+            report_sha256=report_sha256,
+            verdict=found.verdict,
+        )
+    if has_failed:
+        ledger.record_incident(session, job_id=job.id, epoch=epoch, report_sha256=report_sha256)
+        alert = {"state": "incident", "reason_code": Reason.AUDIT_FAILED.value, "job_id": job.id}
+        webhook_events.emit(session, job.tenant_id, "ledger.alert", alert)
+    add_event(
+        session,
+        job.id,
+        now=now,
+        level="error" if has_failed else "info",
+        message=f"{_AUDIT_TITLES[str(summary['tier'])]}: {audits.headline(summary)}.",
+        data={"audit": {name: summary[name] for name in EVENT_FIELDS}},
+    )
+
+
+def commit_audit(db: Database, job_id: str, epoch: int, made: Commitment) -> None:
+    """Enters the coins' commitment of the job's own audit, before its first charge.
+
+    Raises:
+        FencedOut: the attempt no longer owns the job.
+    """
+    with db.transaction() as session:
+        require_mine(locked_job(session, job_id), epoch, clock_us(session))
+        ledger.commit_audit(session, job_id=job_id, epoch=epoch, made=made)
+
+
+def record_step(db: Database, job_id: str, epoch: int, step: int) -> State:
+    """Notes that a step is finished; feeds the stall watch. Returns the job's state.
 
     Raises:
         FencedOut: the attempt no longer owns the job.
@@ -145,7 +207,7 @@ def record_step(db: Database, job_id: str, epoch: int, step: int) -> None:
     with db.transaction() as session:
         now = clock_us(session)
         statement = mine(job_id, epoch, LEASED, now).values(step=step, progress_at=now)
-        require_changed(session, statement, job_id, epoch)
+        return require_changed(session, statement, job_id, epoch)
 
 
 def record_window(
@@ -158,8 +220,10 @@ def record_window(
     metrics: Sequence[Metric],
     event_message: str,
     event_data: Mapping[str, Any],
-) -> None:
+) -> State:
     """Stores the public and released figures of a finished window, all or nothing.
+
+    Returns the job's state: `pausing` asks the trainer to open no other window.
 
     Raises:
         FencedOut: the attempt no longer owns the job.
@@ -171,9 +235,10 @@ def record_window(
         statement = mine(job_id, epoch, LEASED, now).values(
             step=step, window_no=window + 1, progress_at=now
         )
-        require_changed(session, statement, job_id, epoch)
+        state = require_changed(session, statement, job_id, epoch)
         _store_metrics(session, job_id, epoch, metrics)
         add_event(session, job_id, now=now, type="metrics", message=event_message, data=event_data)
+        return state
 
 
 def record_evaluation(
@@ -262,8 +327,11 @@ def finish(
     artifacts: Sequence[ArtifactFile],
     certificate: Mapping[str, Any] | None,
     reason_code: str | None = None,
+    audit: FoundAudit | None = None,
 ) -> None:
     """Ends a job with its adapter: artefact rows, certificate, state and settle together.
+
+    `audit` of the job's own steps is noted, and its coins revealed, in the same transaction.
 
     `certificate` is the trainer's claim (`dp_core.certificate.job_claim`); the evidence is
     added here from the ledger. None for a seeded test run, which gets no certificate.
@@ -283,11 +351,13 @@ def finish(
         job = locked_job(session, job_id)
         if job.state == wanted and job.epoch == epoch:
             return
-        require_mine(job, epoch, now)
+        require_mine(job, epoch, now, states=FINISHING)
         change_state(session, job, wanted, now=now, reason=_ending(wanted, reason_code))
         artifact_store.add(
             session, tenant_id=job.tenant_id, job_id=job_id, files=artifacts, now=now
         )
+        if audit is not None:
+            _note_audit(session, job, epoch, audit, now)
         digest = None
         if certificate is not None:
             digest = build_certificate(

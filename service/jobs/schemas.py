@@ -40,6 +40,14 @@ class Method(Input):
     reinforcement: Any = None
 
 
+class NoiseDecay(Input):
+    """Noise that falls in stairs of equal length to a fraction of where it began."""
+
+    final_fraction: DecimalText
+    levels: Annotated[int, Field(ge=2, le=4)] = 4  # each adds seconds to the calibration
+    curve: Literal["geometric", "linear"] = "geometric"
+
+
 class Privacy(Input):
     """The job's own guarantee and how its noise is planned."""
 
@@ -47,6 +55,8 @@ class Privacy(Input):
     delta: Auto | DecimalText = "auto"
     mode: Literal["fixed_sigma", "adaptive_sigma"] = "fixed_sigma"
     noise_levels: Auto | Annotated[list[DecimalText], Field(min_length=1, max_length=8)] = "auto"
+    # Fixed mode: how the noise runs over the steps; its height follows from the target.
+    noise_schedule: Literal["constant"] | NoiseDecay = "constant"
     alpha: Auto | Annotated[int, Field(ge=2, le=64)] = "auto"
     steps_max: Auto | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
     # Compute to be spent at most; what is left on auto is chosen for the best utility in it.

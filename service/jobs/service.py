@@ -1,4 +1,4 @@
-"""The rules of jobs: estimate, create, cancel (service.md 7, 8).
+"""The rules of jobs: estimate and create (service.md 8).
 
 Planning runs before any transaction is open, since a calibration may take seconds;
 creation is then one transaction: natural key, job, reservation, doorbell. A refused
@@ -11,23 +11,24 @@ import hashlib
 import json
 import secrets
 import statistics
-from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from dp_core.accounting import step_pico
 from dp_core.events import canonical_json
 from dp_core.plan import RunPlan
 from dp_core.plan_report import PlanReport, report_plan
+from service import rows
 from service.auth.subject import Subject
 from service.database import Database
+from service.idempotency import store as idempotency
 from service.ids import new_id
-from service.jobs import idempotency, repository
-from service.jobs.errors import ModelNotAllowed, PlanInfeasible, StateConflict
+from service.jobs import repository
+from service.jobs.errors import DeviceTooSmall, JobError, ModelNotAllowed, PlanInfeasible
 from service.jobs.estimate import (
     Terms,
     check_offered,
@@ -35,21 +36,15 @@ from service.jobs.estimate import (
     hyperparameters_of,
     plan_job,
 )
-from service.jobs.lifecycle import CLAIMABLE, TERMINAL, Reason, State
+from service.jobs.fit import require_fit
+from service.jobs.lifecycle import Reason, State
 from service.jobs.models import Job, NaturalKey
 from service.jobs.outbox import NATURAL_KEY_SECONDS
 from service.jobs.schemas import JobRequest
-from service.jobs.transitions import (
-    SECOND,
-    announce,
-    change_state,
-    clock_us,
-    end_without_adapter,
-    locked_job,
-)
-from service.jobs.views import job_answer
+from service.jobs.transitions import SECOND, announce, clock_us
+from service.jobs.views import Facts, job_answer, shown
 from service.ledger import service as ledger
-from service.ledger.entries import insert_if_absent
+from service.ledger.entries import Receipt, insert_if_absent
 from service.ledger.errors import BudgetExceeded, IdempotencyConflict, PopulationNotGranted
 from service.models_catalog import BaseModelEntry, find_model
 from service.settings import Settings
@@ -72,10 +67,14 @@ class Ordered:
 
 @dataclass(frozen=True, kw_only=True)
 class Created:
-    """The answer of a creation; `is_replayed` if an equal request made the job before."""
+    """The answer of a creation; `is_replayed` if an equal request made the job before.
+
+    `reserved` is the receipt of a reservation made just now: no checkpoint covers it yet.
+    """
 
     answer: dict[str, Any]
     is_replayed: bool
+    reserved: Receipt | None = None
 
 
 def order_of(
@@ -141,7 +140,8 @@ def create_job(
 
     Raises: as `order_of`, and
         PlanInfeasible: no noise level meets what is asked.
-        BudgetExceeded: a block has less left than the job may need; a refusal is entered.
+        DeviceTooSmall: a worker's device cannot hold the model.
+        BudgetExceeded: a block has less left than the job may need; it names the refusal's entry.
         IdempotencyKeyReused, RequestInProgress: of the key.
     """
     keyed = _keyed(subject, request, idempotency_key)
@@ -153,20 +153,35 @@ def create_job(
         known = None if request.allow_duplicate else _job_under(session, subject, key)
         if known is not None and keyed is None:
             return Created(answer=job_answer(session, known), is_replayed=True)
+    if known is not None and keyed and (twin := _twin(db, subject, keyed, key)):
+        return twin
     seed = request.seed if request.seed is not None else secrets.randbits(SEED_BITS)
-    plan = plan_job(request, ordered.terms, seed=seed)
+    plan = _fitting_plan(settings, ordered, seed=seed)
     try:
         with db.transaction() as session:
             if keyed and (kept := idempotency.take(session, keyed)):
                 return Created(answer=kept, is_replayed=True)
-            job, is_replayed = _insert(session, settings, subject, ordered, plan, key)
-            answer = job_answer(session, job)
+            created = _insert(session, settings, subject, ordered, plan, key)
             if keyed:
-                idempotency.keep(session, keyed, answer)
+                idempotency.keep(session, keyed, created.answer)
     except BudgetExceeded as refused:
-        _record_refusal(db, subject, refused, key)
+        refused.entry = _record_refusal(db, subject, refused, key)
         raise
-    return Created(answer=answer, is_replayed=is_replayed)
+    return created
+
+
+def _twin(db: Database, subject: Subject, keyed: idempotency.Keyed, key: str) -> Created | None:
+    """The job of an equal request under a key of its own, without planning it again."""
+    with db.transaction() as session:
+        answer = idempotency.take(session, keyed)
+        if answer is None:
+            known = _job_under(session, subject, key)
+            if known is None:  # it ended ten minutes ago, a moment ago
+                session.rollback()
+                return None
+            answer = job_answer(session, known)
+            idempotency.keep(session, keyed, answer)
+    return Created(answer=answer, is_replayed=True)
 
 
 def _keyed(
@@ -180,15 +195,22 @@ def _keyed(
 
 def _job_under(session: Session, subject: Subject, key: str) -> Job | None:
     """The job of an equal request that lives, or ended less than ten minutes ago."""
-    job = session.scalar(
-        select(Job)
-        .join(NaturalKey, NaturalKey.job_id == Job.id)
-        .where(NaturalKey.tenant_id == subject.tenant_id, NaturalKey.key == key)
-    )
+    job_id = session.connection().execute(_JOB_OF_KEY, _identity(subject, key)).scalar()
+    job = None if job_id is None else session.get(Job, job_id)
     if job is None:
         return None
     oldest = clock_us(session) - NATURAL_KEY_SECONDS * SECOND
     return job if job.finished_at is None or job.finished_at > oldest else None
+
+
+_JOB_OF_KEY = select(NaturalKey.job_id).where(
+    NaturalKey.tenant_id == bindparam("tenant_id"), NaturalKey.key == bindparam("key")
+)
+
+
+def _identity(subject: Subject, key: str) -> dict[str, str]:
+    """The primary key of a natural key's row."""
+    return {"tenant_id": subject.tenant_id, "key": key}
 
 
 def _insert(
@@ -198,47 +220,45 @@ def _insert(
     ordered: Ordered,
     plan: RunPlan,
     key: str,
-) -> tuple[Job, bool]:
+) -> Created:
     """Natural key, job, reservation, doorbell, in the lock order of service.md 8."""
     now, job_id = clock_us(session), new_id("ftjob-")
     if not ordered.request.allow_duplicate:
         known = _take_key(session, subject, key, job_id, now)
         if known is not None:
-            return known, True
-    job = _job_row(settings, subject, ordered, plan, job_id, now)
-    session.add(job)
-    session.flush()
+            return Created(answer=job_answer(session, known), is_replayed=True)
+    document, digest = plan.to_dict(), plan.digest()
+    values = _job_row(settings, subject, ordered, plan, job_id, now)
+    values |= {"plan": canonical_json(document).decode(), "plan_digest": digest}
+    rows.add(session, (Job, [values]))
+    job = Job(**values)  # apart from the session: the row is written
     blocks = ledger.block_reserves(plan, ordered.alpha_population)
-    ledger.reserve(
+    receipt = ledger.reserve(
         session,
         tenant_id=subject.tenant_id,
         actor=subject.principal_id,
         job_id=job_id,
         population_id=ordered.terms.population_id,
-        plan=plan.to_dict(),
-        plan_digest=plan.digest(),
+        plan=document,
+        plan_digest=digest,
         blocks=blocks,
         job_limit=plan.job_limit,
     )
     announce(session, job, now)
-    return job, False
+    amounts = {row.block: row for row in ledger.unspent(job_id, blocks)}
+    return Created(answer=shown(job, Facts(amounts=amounts)), is_replayed=False, reserved=receipt)
 
 
 def _take_key(session: Session, subject: Subject, key: str, job_id: str, now: int) -> Job | None:
-    values = {
-        "tenant_id": subject.tenant_id,
-        "key": key,
-        "job_id": job_id,
-        "created_at": now,
-    }
-    if insert_if_absent(session, NaturalKey, values):
+    identity, values = _identity(subject, key), {"job_id": job_id, "created_at": now}
+    if insert_if_absent(session, NaturalKey, identity | values):
         return None
     known = _job_under(session, subject, key)
     if known is None:  # its job ended long ago
         session.execute(
             update(NaturalKey)
             .where(NaturalKey.tenant_id == subject.tenant_id, NaturalKey.key == key)
-            .values(job_id=job_id, created_at=now)
+            .values(**values)
         )
     return known
 
@@ -250,59 +270,64 @@ def _job_row(
     plan: RunPlan,
     job_id: str,
     now: int,
-) -> Job:
+) -> dict[str, Any]:
     request = ordered.request
     spec = {
         "hyperparameters": hyperparameters_of(request).model_dump(mode="json"),
         "privacy": request.privacy.model_dump(mode="json"),
         "suffix": request.suffix,
     }
-    return Job(
-        id=job_id,
-        tenant_id=subject.tenant_id,
-        created_by=subject.principal_id,
-        population_id=ordered.terms.population_id,
-        dataset_version_id=ordered.terms.dataset_version,
-        training_file_id=request.training_file,
-        model=request.model,
-        model_dir=str(ordered.model.directory.resolve()),
-        job_dir=str((settings.jobs_dir / job_id).resolve()),
-        spec=json.dumps(spec, sort_keys=True),
-        labels=dict(request.metadata or {}),
-        seed=plan.seed,
-        plan=canonical_json(plan.to_dict()).decode(),
-        plan_digest=plan.digest(),
-        alpha_population=ordered.alpha_population,
-        priority=PRIORITY_VALUES[request.priority],
-        state=State.QUEUED.value,
-        reason_code=Reason.WAITING_FOR_WORKER.value,
-        cancel_requested=False,
-        epoch=0,
-        attempt=0,
-        lease_seconds=settings.lease_seconds,
-        not_before=now,
-        rung_at=now,
-        progress_at=now,
-        step=0,
-        window_no=0,
-        created_at=now,
-    )
+    return {
+        "id": job_id,
+        "tenant_id": subject.tenant_id,
+        "created_by": subject.principal_id,
+        "population_id": ordered.terms.population_id,
+        "dataset_version_id": ordered.terms.dataset_version,
+        "training_file_id": request.training_file,
+        "model": request.model,
+        "model_dir": str(ordered.model.directory.resolve()),
+        "job_dir": str((settings.jobs_dir / job_id).resolve()),
+        "spec": json.dumps(spec, sort_keys=True),
+        "labels": dict(request.metadata or {}),
+        "seed": plan.seed,
+        "alpha_population": ordered.alpha_population,
+        "priority": PRIORITY_VALUES[request.priority],
+        "state": State.QUEUED.value,
+        "reason_code": Reason.WAITING_FOR_WORKER.value,
+        "cancel_requested": False,
+        "epoch": 0,
+        "attempt": 0,
+        "lease_seconds": settings.lease_seconds,
+        "not_before": now,
+        "rung_at": now,
+        "progress_at": now,
+        "step": 0,
+        "window_no": 0,
+        "created_at": now,
+        "state_at": now,
+    }
 
 
-def _record_refusal(db: Database, subject: Subject, refused: BudgetExceeded, key: str) -> None:
-    """At most one entry per equal request in ten minutes."""
+def _record_refusal(
+    db: Database, subject: Subject, refused: BudgetExceeded, key: str
+) -> tuple[str, str]:
+    """(log, idem) of the entry: at most one per equal request in ten minutes."""
     with db.transaction() as session:
         span = clock_us(session) // (NATURAL_KEY_SECONDS * SECOND)
-        with suppress(IdempotencyConflict):  # entered before, with another balance
-            ledger.record_refusal(
+        reference = f"refusal/{key[:32]}/{span}"
+        try:
+            log_id = ledger.record_refusal(
                 session,
                 tenant_id=subject.tenant_id,
                 actor=subject.principal_id,
                 population_id=refused.population_id,
-                job_reference=f"refusal/{key[:32]}/{span}",
+                job_reference=reference,
                 needed_pico=refused.requested_pico,
                 free_pico=refused.available_pico,
-            )
+            ).log
+        except IdempotencyConflict as before:  # entered before, with another balance
+            log_id = before.log_id
+    return log_id, ledger.refusal_idem(reference)
 
 
 def estimate_job(
@@ -315,15 +340,27 @@ def estimate_job(
     ordered = order_of(session, settings, subject, request)
     seed = request.seed if request.seed is not None else 0
     try:
-        plan = plan_job(request, ordered.terms, seed=seed)
+        plan = _fitting_plan(settings, ordered, seed=seed)
     except PlanInfeasible as error:
-        return {
-            "object": "fine_tuning.job.estimate",
-            "feasible": False,
-            "reason": str(error),
-            "remedies": ["fewer_steps", "smaller_batch", "larger_epsilon"],
-        }
+        return _unfit(error, ["fewer_steps", "smaller_batch", "larger_epsilon"])
+    except DeviceTooSmall as error:
+        return _unfit(error, ["smaller_model", "shorter_rows", "smaller_adapter"])
     return _priced(session, subject, ordered, plan)
+
+
+def _fitting_plan(settings: Settings, ordered: Ordered, *, seed: int) -> RunPlan:
+    plan = plan_job(ordered.request, ordered.terms, seed=seed)
+    require_fit(settings, ordered.model.shape, plan.adapter, plan.tokens_per_row)
+    return plan
+
+
+def _unfit(error: JobError, remedies: list[str]) -> dict[str, Any]:
+    return {
+        "object": "fine_tuning.job.estimate",
+        "feasible": False,
+        "reason": str(error),
+        "remedies": remedies,
+    }
 
 
 def _priced(session: Session, subject: Subject, ordered: Ordered, plan: RunPlan) -> dict[str, Any]:
@@ -368,6 +405,7 @@ def _priced(session: Session, subject: Subject, ordered: Ordered, plan: RunPlan)
             }
             for level in plan.noise_levels
         ],
+        "noise_schedule": None if plan.noise_schedule is None else plan.noise_schedule.to_list(),
         "minutes": minutes,
         "plan": report.to_dict(),
         "warnings": _warnings(ordered, plan, minutes),
@@ -402,27 +440,3 @@ def _warnings(ordered: Ordered, plan: RunPlan, minutes: dict[str, Any]) -> list[
     if granted is not None and minutes["low"] > max(Decimal(granted), 1):
         found.append("minutes_above_limit")
     return found
-
-
-def cancel_job(session: Session, subject: Subject, job_id: str) -> dict[str, Any]:
-    """Asks for the end of a job; before a worker holds it, that is the end.
-
-    Asked again, the answer is the job as it stands: clients repeat lost requests.
-
-    Raises:
-        JobNotFound: absent, or not for this caller.
-        StateConflict: the job is over.
-    """
-    repository.visible_job(session, subject, job_id)
-    job, now = locked_job(session, job_id), clock_us(session)
-    state = State(job.state)
-    if state in (State.CANCELLING, State.CANCELLED):
-        return job_answer(session, job)
-    if state in TERMINAL:
-        raise StateConflict(state=state, wanted=State.CANCELLED)
-    job.cancel_requested = True
-    if state in CLAIMABLE:
-        end_without_adapter(session, job, State.CANCELLED, now=now, reason=Reason.CANCEL_REQUESTED)
-    else:
-        change_state(session, job, State.CANCELLING, now=now, reason=Reason.CANCEL_REQUESTED)
-    return job_answer(session, job)

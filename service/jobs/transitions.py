@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from dp_core.events import canonical_json
-from service.database import now_us
+from service import rows
+from service.database import clock_us as clock_us
 from service.ids import new_id
 from service.jobs.errors import JobNotFound
 from service.jobs.lifecycle import (
     CLAIMABLE,
     TERMINAL,
+    WAITING,
     Reason,
     State,
     require_change,
@@ -26,19 +28,17 @@ from service.jobs.lifecycle import (
 )
 from service.jobs.models import Job, JobEvent, Outbox
 from service.ledger import service as ledger
+from service.webhooks import events
 
 SECOND = 1_000_000
-
-
-def clock_us(session: Session) -> int:
-    """The database's clock in Unix microseconds: the only one that leases are judged by.
-
-    On SQLite database and callers share one host, so the host's clock is the same one.
-    """
-    if session.get_bind().dialect.name == "sqlite":
-        return now_us()
-    statement = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
-    return int(session.execute(text(statement)).scalar_one())
+# What webhooks tell; an adapter that a stopped budget left is a success to the client too.
+TOLD: dict[State, events.EventType] = {
+    State.SUCCEEDED: "fine_tuning.job.succeeded",
+    State.BUDGET_STOPPED: "fine_tuning.job.succeeded",
+    State.FAILED: "fine_tuning.job.failed",
+    State.CANCELLED: "fine_tuning.job.cancelled",
+    State.PAUSED: "fine_tuning.job.paused",
+}
 
 
 def locked_job(session: Session, job_id: str) -> Job:
@@ -56,37 +56,37 @@ def locked_job(session: Session, job_id: str) -> Job:
 
 
 def announce(session: Session, job: Job, now: int) -> None:
-    """Writes the event and the outgoing message of the state the job is in now."""
+    """Writes event, outgoing message and webhooks of the state the job is in now."""
     state = State(job.state)
     reason = Reason(job.reason_code) if job.reason_code else None
     level = "error" if state is State.FAILED else "warn" if state is State.RECOVERING else "info"
     explanation = status_message(job.reason_code)
-    session.add(
-        JobEvent(
-            id=new_id("ftevent-"),
-            job_id=job.id,
-            created_at=now,
-            level=level,
-            type="message",
-            message=f"Job is {state.value}." + (f" {explanation}" if explanation else ""),
-            data=canonical_json(
-                {"attempt": job.attempt, "reason_code": reason, "state": state.value}
-            ).decode(),
-        )
-    )
+    session.flush()  # the job's own row first
+    facts = {"attempt": job.attempt, "reason_code": reason, "state": state.value}
+    event = {
+        "id": new_id("ftevent-"),
+        "job_id": job.id,
+        "created_at": now,
+        "level": level,
+        "type": "message",
+        "message": f"Job is {state.value}." + (f" {explanation}" if explanation else ""),
+        "data": canonical_json(facts).decode(),
+    }
     rings = state in CLAIMABLE
-    session.add(
-        Outbox(
-            topic="doorbell" if rings else "job_state",
-            job_id=job.id,
-            state=state.value,
-            created_at=now,
-            not_before=job.not_before if rings else now,
-            held_until=0,
-            sent_at=None,
-        )
-    )
-    session.flush()
+    message = {
+        "topic": "doorbell" if rings else "job_state",
+        "job_id": job.id,
+        "state": state.value,
+        "created_at": now,
+        "not_before": job.not_before if rings else now,
+        "held_until": 0,
+        "sent_at": None,
+    }
+    rows.add(session, (JobEvent, [event]), (Outbox, [message]))
+    told = TOLD.get(state)
+    if told is not None:
+        data = {"id": job.id, "state": state.value, "reason_code": job.reason_code}
+        events.emit(session, job.tenant_id, told, data)
 
 
 def change_state(
@@ -103,9 +103,10 @@ def change_state(
     require_change(State(job.state), after)
     job.state = after.value
     job.reason_code = None if reason is None else reason.value
+    job.state_at = now
     if after in TERMINAL:
         job.finished_at = now
-    if after in TERMINAL or after in CLAIMABLE:
+    if after in TERMINAL or after in WAITING:
         job.lease_owner = job.lease_expires_at = None
     if after in (State.CANCELLED, State.FAILED):
         job.epoch += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 from dp_core.accounting import epsilon_so_far
 from dp_core.events import PoissonGaussian
 from service.artifacts import service as artifact_store
+from service.audits import service as audits
 from service.database import now_us
 from service.jobs import repository
 from service.jobs.lifecycle import (
@@ -26,26 +28,52 @@ from service.jobs.lifecycle import (
     status_message,
 )
 from service.jobs.models import Job, JobCheckpoint, JobEvent, JobMetric
+from service.ledger import service as ledger
+from service.ledger import spend
 from service.ledger.models import ReservationBlock
-from service.ledger.repository import tallies
 from service.metrics import DECLARATIONS
 
 SECOND = 1_000_000
 PRIORITIES = {-1: "low", 0: "normal", 1: "high"}
-Amounts = Mapping[str, ReservationBlock]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What other rooms know of a job. The defaults are those of a job nobody has tried yet."""
+
+    amounts: Mapping[str, ReservationBlock]
+    charged: Sequence[PoissonGaussian] = ()  # on the training block
+    audit: Mapping[str, Any] | None = None
+    release: str = "none"
 
 
 def jobs_answer(session: Session, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Several jobs, their amounts read together."""
-    amounts = repository.amounts_of(session, [job.id for job in jobs])
-    return [_job(session, job, amounts.get(job.id, {})) for job in jobs]
+    """Several jobs; what other rooms know of them is read once for all."""
+    ids = [job.id for job in jobs]
+    amounts = repository.amounts_of(session, ids)
+    charged = spend.events_of_jobs(session, ids, "train")
+    found = audits.summaries_of(session, ids)
+    releases = artifact_store.release_states(session, ids)
+    return [
+        shown(
+            job,
+            Facts(
+                amounts=amounts.get(job.id, {}),
+                charged=charged.get(job.id, ()),
+                audit=found.get(job.id),
+                release=releases[job.id],
+            ),
+        )
+        for job in jobs
+    ]
 
 
 def job_answer(session: Session, job: Job) -> dict[str, Any]:
     return jobs_answer(session, [job])[0]
 
 
-def _job(session: Session, job: Job, amounts: Amounts) -> dict[str, Any]:
+def shown(job: Job, facts: Facts) -> dict[str, Any]:
+    """One job, from its row and what is known of it."""
     state, spec, plan = State(job.state), json.loads(job.spec), json.loads(job.plan)
     parameters = spec["hyperparameters"]
     return {
@@ -75,7 +103,7 @@ def _job(session: Session, job: Job, amounts: Amounts) -> dict[str, Any]:
         "attempt": job.attempt,
         "dataset_version": job.dataset_version_id,
         "suffix": spec["suffix"],
-        "privacy": _privacy(session, job, plan, amounts),
+        "privacy": _privacy(job, plan, facts),
         "controller": {
             "type": plan["controller_type"],
             "policy": "default",
@@ -92,9 +120,10 @@ def _job(session: Session, job: Job, amounts: Amounts) -> dict[str, Any]:
             "step": job.step,
             "steps_max": plan["steps_planned"],
             "window": job.window_no,
-            "eta_minutes": _eta_minutes(job, plan),
+            "eta_minutes": eta_minutes(job, plan),
         },
-        "release": {"state": artifact_store.release_state(session, job.id)},
+        "audit": facts.audit,
+        "release": {"state": facts.release},
     }
 
 
@@ -110,8 +139,8 @@ def _error(job: Job, state: State) -> dict[str, Any] | None:
     return {"code": job.reason_code, "message": status_message(job.reason_code), "param": None}
 
 
-def _privacy(session: Session, job: Job, plan: dict[str, Any], amounts: Amounts) -> dict[str, Any]:
-    train = amounts["train"]
+def _privacy(job: Job, plan: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    train = facts.amounts["train"]
     is_fixed = plan["mode"] == "fixed_sigma"
     return {
         "population": job.population_id,
@@ -124,6 +153,7 @@ def _privacy(session: Session, job: Job, plan: dict[str, Any], amounts: Amounts)
         "delta": plan["delta"],
         "target_epsilon": plan["target_epsilon"],
         "noise_levels": plan["noise_levels"],
+        "noise_schedule": plan.get("noise_schedule"),  # None: one level, or chosen online
         "sampling_probability": plan["sampling_probability"],
         "steps_max": plan["steps_planned"],
         "steps_started_max": plan["steps_started_max"],
@@ -137,18 +167,14 @@ def _privacy(session: Session, job: Job, plan: dict[str, Any], amounts: Amounts)
                 "steps_max": block.steps_max,
                 "steps_started": block.steps_started,
             }
-            for name, block in amounts.items()
+            for name, block in facts.amounts.items()
         ],
-        "epsilon_so_far": {"value": _so_far(session, job, plan), "guarantee": False},
+        "epsilon_so_far": {
+            "value": epsilon_so_far(facts.charged, plan["delta"], is_fixed_schedule=is_fixed),
+            "guarantee": False,
+        },
         "epsilon_certified": (plan["epsilon_certified"] if job.state in WITH_ADAPTER else None),
     }
-
-
-def _so_far(session: Session, job: Job, plan: dict[str, Any]) -> str:
-    charged = tallies(session, population_id=job.population_id, block="train", job_id=job.id)
-    events = [PoissonGaussian(q=q, noise_multiplier=level, steps=n) for q, level, n in charged]
-    is_fixed = plan["mode"] == "fixed_sigma"
-    return epsilon_so_far(events, plan["delta"], is_fixed_schedule=is_fixed)
 
 
 def _seconds_left(job: Job, plan: dict[str, Any]) -> float | None:
@@ -160,7 +186,8 @@ def _seconds_left(job: Job, plan: dict[str, Any]) -> float | None:
     return elapsed / job.step * steps_left
 
 
-def _eta_minutes(job: Job, plan: dict[str, Any]) -> int | None:
+def eta_minutes(job: Job, plan: dict[str, Any]) -> int | None:
+    """Whole minutes left by the pace so far; None while there is none to tell."""
     left = _seconds_left(job, plan)
     return None if left is None else math.ceil(left / 60)
 
@@ -182,6 +209,36 @@ def event_answer(event: JobEvent) -> dict[str, Any]:
         "message": event.message,
         "type": event.type,
         "data": json.loads(event.data),
+    }
+
+
+def attempts_answer(session: Session, job: Job) -> dict[str, Any]:
+    """Each try of a worker, and its windows as the ledger charged them."""
+    history = ledger.job_history(session, job.id)
+    return {
+        "object": "list",
+        "data": [
+            {
+                "object": "fine_tuning.job.attempt",
+                "epoch": attempt["epoch"],
+                "worker": attempt["worker"],
+                "started_at": attempt["time"],
+                "windows": [
+                    {
+                        "window": window["window"],
+                        "first_step": window["first_step"],
+                        "steps": window["steps"],
+                        "noise_multiplier": window["level"],
+                        "settings": window["settings"],
+                        "outcome": window["outcome"],
+                        "reason": window.get("reason"),
+                    }
+                    for window in history["windows"]
+                    if window["epoch"] == attempt["epoch"]
+                ],
+            }
+            for attempt in history["attempts"]
+        ],
     }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from service.audits.models import JobAudit
 from service.database import now_us
 from service.ledger import checkpoints, guard, repository
 from service.ledger.models import Attempt, Entry, LogHead, Reservation
@@ -27,6 +28,7 @@ CHECKPOINT_AGE_SECONDS = 120
 KINDS = (
     "ledger_halted",
     "invariant_broken",
+    "audit_failed",
     "witness_stale",
     "witness_late",
     "checkpoint_late",
@@ -65,6 +67,7 @@ def anomalies_of(session: Session, tenant_id: str) -> list[Anomaly]:
         *_guard(session),
         *_checkpoints(session, tenant_id),
         *_budgets(session, tenant_id),
+        *_audits(session, tenant_id),
         *_jobs(session, tenant_id),
         *_refusals(session, tenant_id),
         *_overlaps(session, tenant_id),
@@ -121,6 +124,20 @@ def _budgets(session: Session, tenant_id: str) -> Iterator[Anomaly]:
             if passed:
                 detail = {"percent_at_least": passed[0], "used_pico": str(used)}
                 yield Anomaly(kind="budget_used", subject=subject, detail=detail)
+
+
+def _audits(session: Session, tenant_id: str) -> Iterator[Anomaly]:
+    """Attempts whose audit contradicts what the ledger would have claimed."""
+    failed = select(JobAudit).where(JobAudit.tenant_id == tenant_id, JobAudit.verdict == "FAIL")
+    for row in session.scalars(failed):
+        summary = json.loads(row.summary)
+        detail = {
+            "tier": summary["tier"],
+            "self_test": summary["self_test"],
+            "smallest_p": summary["self_test_min_p"],
+            "report_sha256": summary["report_sha256"],
+        }
+        yield Anomaly(kind="audit_failed", subject=f"{row.job_id}/{row.epoch}", detail=detail)
 
 
 def _jobs(session: Session, tenant_id: str) -> Iterator[Anomaly]:

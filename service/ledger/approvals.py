@@ -38,7 +38,7 @@ def has_expired(created_at: int) -> bool:
 
 def proposal_of(session: Session, log_id: str, idx: int) -> Receipt:
     entry = session.get_one(Entry, (log_id, idx))
-    return Receipt(log=log_id, idx=idx, leaf=entry.leaf)
+    return Receipt(log=log_id, idx=idx, leaf=entry.leaf, ts=entry.ts)
 
 
 def origin_of(session: Session, log_id: str) -> str:

@@ -71,7 +71,7 @@ def get_checkpoint(
     signed = checkpoints.newest(session, head.log_id)
     if signed is None or signed.system_idx is None:
         raise LedgerNotFound("checkpoint")
-    above = evidence.witnessed(session, signed.system_idx)
+    above = evidence.witnessed(session, signed)
     standing = standing_of(session, head.log_id)
     return {
         "object": "ledger.checkpoint",
@@ -158,7 +158,7 @@ def list_refusals(
     visible = repository.visible_entries(subject.tenant_id).where(Entry.type == "reserve.refused")
     if query.population is not None:
         visible = visible.where(Entry.population_id == query.population)
-    return _answer(session, visible, query, _refusal)
+    return _answer(session, visible, query, refusal_to_dict)
 
 
 @router.get("/ledger/anomalies")
@@ -211,7 +211,7 @@ def _is_after(cursor: str) -> Any:
     return (Entry.log_id > log_id) | ((Entry.log_id == log_id) & (Entry.idx > int(idx)))
 
 
-def _refusal(entry: Entry) -> dict[str, Any]:
+def refusal_to_dict(entry: Entry) -> dict[str, Any]:
     data = json.loads(entry.body)["data"]
     return {
         "id": f"{entry.log_id}#{entry.idx}",

@@ -10,19 +10,22 @@ import csv
 import hashlib
 import io
 import json
+import sys
 import tempfile
 import zipfile
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import IO, Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
 from service.certificates.envelope import envelope_of
 from service.certificates.models import Certificate
 from service.ledger import anchors, disclosures, merkle, receipts, repository
 from service.ledger.disclosures import Vault
+from service.ledger.entry_types import COMMITTING
 from service.ledger.errors import LedgerNotFound
 from service.ledger.evidence import evidence_of
 from service.ledger.keys import LedgerKeys
@@ -64,27 +67,27 @@ def write_bundle(
     spool = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - given away open
     with zipfile.ZipFile(spool, "w", zipfile.ZIP_DEFLATED) as archive:
         writer = _Writer(archive)
-        leaves, digests, jobs, commits = _write_entries(session, writer, head, evidence.size)
-        writer.lines("settings.jsonl", _settings(session, digests))
+        told = _write_entries(session, writer, head, evidence.size)
+        writer.lines("settings.jsonl", _settings(session, list(told.settings)))
         for name, content in evidence.files.items():
             writer.text(name, content)
         for name, token in anchors.tokens(session, head.log_id, evidence.size).items():
             writer.raw(name, token)
-        if vault is not None and commits:
+        if vault is not None and told.commits:
             disclosed = disclosures.read(session, vault, head.log_id, size=evidence.size)
             writer.lines("disclosures.jsonl", (one.line for one in disclosed))
-        for certificate in _certificates(session, jobs):
+        for certificate in _certificates(session, told.settled):
             name = f"certificates/{certificate.job_id}.dsse.json"
             writer.lines(name, [envelope_of(certificate, keys).decode()])
-            lines = _receipts(session, keys, head, certificate.job_id, evidence.size)
-            writer.lines(f"receipts/{certificate.job_id}.txt", lines)
+        for job_id in told.receipted:
+            writer.lines(f"receipts/{job_id}.txt", _receipts(keys, head, told, job_id))
         manifest = {
             "files": writer.digests,
             "format": FORMAT,
             "log": head.log_id,
             "origin": head.origin,
-            "root": merkle.root_of_leaves(leaves),
-            "size": len(leaves),
+            "root": merkle.root_of_leaves(told.leaves),
+            "size": len(told.leaves),
         }
         archive.writestr(_info("manifest.json"), json.dumps(manifest, sort_keys=True, indent=1))
     spool.seek(0)
@@ -119,35 +122,47 @@ def _info(name: str) -> zipfile.ZipInfo:
     return info
 
 
-def _write_entries(
-    session: Session, writer: _Writer, head: LogHead, size: int
-) -> tuple[list[str], list[str], list[str], bool]:
-    """Leaves, digests of settings, settled jobs, and whether an entry commits to a value."""
-    leaves: list[str] = []
-    commits = False
-    digests: dict[str, None] = {}
-    jobs: dict[str, None] = {}
-    rows = session.execute(
-        select(Entry.body, Entry.leaf, Entry.type, Entry.job_id)
-        .where(Entry.log_id == head.log_id, Entry.idx < size)
-        .order_by(Entry.idx)
-        .execution_options(yield_per=ROWS_PER_FETCH)
-    )
+def _entries(
+    session: Session, log_id: str, size: int
+) -> Iterator[Row[str, str, str, str | None, str]]:
+    """The first entries of a log, so many rows at a time: they never change, so no cursor stays."""
+    columns = select(Entry.body, Entry.leaf, Entry.type, Entry.job_id, Entry.ts)
+    for first in range(0, size, ROWS_PER_FETCH):
+        end = min(first + ROWS_PER_FETCH, size)
+        piece = columns.where(Entry.log_id == log_id, Entry.idx >= first, Entry.idx < end)
+        yield from session.execute(piece.order_by(Entry.idx))
+
+
+@dataclass
+class _Told:
+    """What the entries of a bundle name, gathered while they are written."""
+
+    leaves: list[str] = field(default_factory=list)
+    settings: dict[str, None] = field(default_factory=dict)  # digests, in order
+    settled: list[str] = field(default_factory=list)
+    receipted: dict[str, list[tuple[int, str]]] = field(default_factory=dict)  # job: idx, ts
+    commits: bool = False  # whether an entry commits to a personal value
+
+
+def _write_entries(session: Session, writer: _Writer, head: LogHead, size: int) -> _Told:
+    told = _Told()
 
     def bodies() -> Iterable[str]:
-        nonlocal commits
-        for body, leaf, kind, job_id in rows:
-            leaves.append(leaf)
+        entries = _entries(session, head.log_id, size)
+        for idx, (body, leaf, kind, job_id, ts) in enumerate(entries):
+            told.leaves.append(leaf)
             if kind == "window.charge":
-                digests[json.loads(body)["data"]["settings"]] = None
-            if kind in disclosures.COMMITTING:
-                commits = commits or "disclosed" in json.loads(body)["data"]
+                told.settings[json.loads(body)["data"]["settings"]] = None
+            if kind in COMMITTING:
+                told.commits = told.commits or "disclosed" in json.loads(body)["data"]
             if kind == "settle" and job_id is not None:
-                jobs[job_id] = None
+                told.settled.append(job_id)
+            if kind in receipts.RECEIPTED and job_id is not None:
+                told.receipted.setdefault(job_id, []).append((idx, sys.intern(ts)))
             yield body
 
     writer.lines("entries.jsonl", bodies())
-    return leaves, list(digests), list(jobs), commits
+    return told
 
 
 def _settings(session: Session, digests: Sequence[str]) -> Iterable[str]:
@@ -169,14 +184,11 @@ def _certificates(session: Session, jobs: Sequence[str]) -> Iterable[Certificate
             yield found
 
 
-def _receipts(
-    session: Session, keys: LedgerKeys, head: LogHead, job_id: str, size: int
-) -> Iterable[str]:
+def _receipts(keys: LedgerKeys, head: LogHead, told: _Told, job_id: str) -> Iterable[str]:
     """One receipt a line, in base64: index first, so that a reader can look for one."""
-    for idx, leaf, ts in session.execute(receipts.receipted(head.log_id, job_id)):
-        if idx < size:
-            note = receipts.receipt_of(keys, origin=head.origin, idx=idx, leaf=leaf, ts=ts)
-            yield f"{idx} {base64.b64encode(note.full.encode()).decode()}"
+    for idx, ts in told.receipted[job_id]:
+        note = receipts.receipt_of(keys, origin=head.origin, idx=idx, leaf=told.leaves[idx], ts=ts)
+        yield f"{idx} {base64.b64encode(note.full.encode()).decode()}"
 
 
 def entry_to_dict(entry: Entry, standing: Standing) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import CursorResult, Update, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from dp_core.accounting import step_pico
 from dp_core.events import canonical_json
 from dp_core.ports import ChunkCharge, JournalPosition, QueryCharge
-from service.ledger import accounts, guard, repository
+from service.ledger import accounts, guard, repository, spend
 from service.ledger.accounts import Overdrawn, name_of
 from service.ledger.entries import (
     Draft,
@@ -29,14 +28,12 @@ from service.ledger.entries import (
 from service.ledger.errors import (
     ChargeRefused,
     EscrowExhausted,
-    ReservationClosed,
     StaleEpoch,
 )
 from service.ledger.models import (
     Attempt,
     Reservation,
     ReservationBlock,
-    SpendTally,
     WindowSettings,
 )
 from service.ledger.pricing import effective_noise_multiplier_holds, levels_of
@@ -50,9 +47,9 @@ def charge_window(session: Session, *, job_id: str, epoch: int, charge: ChunkCha
         LedgerNotFound, ReservationClosed, StaleEpoch, IdempotencyConflict.
         LedgerHalted: the log does not extend what was signed or witnessed.
         EscrowExhausted: the job's limit, steps or escrow would be passed.
-        ChargeRefused: the charge leaves its plan, or windows come out of order.
+        ChargeRefused: the charge leaves its plan or its schedule, or windows come out of order.
     """
-    held, attempt = _fenced(session, job_id, epoch)
+    held, attempt = repository.fenced_reservation(session, job_id, epoch)
     block = _block(session, job_id, "train")
     _check_terms(
         held, block, charge.plan_digest, charge.attempt, epoch, charge.q, charge.noise_multiplier
@@ -68,6 +65,7 @@ def charge_window(session: Session, *, job_id: str, epoch: int, charge: ChunkCha
         return repeated
     guard.require_charges(session)
     _check_order(held, block, charge)
+    _check_schedule(session, held, block, charge)
     _count_window(session, held, charge.chunk_index, job_cost)
     _count_steps(session, block, charge.steps, cost)
     settings_row = {"digest": charge.settings_digest(), "body": canonical_json(settings).decode()}
@@ -80,7 +78,7 @@ def charge_query(session: Session, *, job_id: str, epoch: int, charge: QueryChar
 
     Raises: as `charge_window`.
     """
-    held, attempt = _fenced(session, job_id, epoch)
+    held, attempt = repository.fenced_reservation(session, job_id, epoch)
     block = _block(session, job_id, "validation")
     _check_terms(
         held, block, charge.plan_digest, charge.attempt, epoch, charge.q, charge.noise_multiplier
@@ -114,7 +112,7 @@ def finish_window(
         LedgerNotFound, StaleEpoch, IdempotencyConflict.
         ChargeRefused: the window is not open.
     """
-    held, attempt = _fenced(session, job_id, epoch)
+    held, attempt = repository.fenced_reservation(session, job_id, epoch)
     draft = Draft(
         type="window.done",
         idem=f"{job_id}/window/{window}/done",
@@ -179,18 +177,6 @@ def open_window(session: Session, job_id: str) -> int | None:
     return session.scalar(select(Reservation.open_window).where(Reservation.job_id == job_id))
 
 
-def _fenced(session: Session, job_id: str, epoch: int) -> tuple[Reservation, Attempt]:
-    """Locks the job and checks the fence, on repeats too (ledger.md 8.4)."""
-    held = repository.locked_reservation(session, job_id)
-    attempt = repository.latest_attempt(session, job_id)
-    if attempt is None or attempt.epoch != epoch:
-        latest = 0 if attempt is None else attempt.epoch
-        raise StaleEpoch(job_id=job_id, epoch=epoch, latest=latest)
-    if held.state != "open":
-        raise ReservationClosed(job_id=job_id)
-    return held, attempt
-
-
 def _block(session: Session, job_id: str, name: str) -> ReservationBlock:
     block = repository.block_of(session, job_id, name)
     if block is None:
@@ -224,6 +210,25 @@ def _check_order(held: Reservation, block: ReservationBlock, charge: ChunkCharge
         raise ChargeRefused(job_id=held.job_id, reason=f"window {held.open_window} is still open")
     if charge.chunk_index != held.windows_charged:
         raise ChargeRefused(job_id=held.job_id, reason=f"the next window is {held.windows_charged}")
+
+
+def _check_schedule(
+    session: Session, held: Reservation, block: ReservationBlock, charge: ChunkCharge
+) -> None:
+    """Fixed mode: the level that was registered for exactly these started steps (A5).
+
+    A job of one level is held by its menu; steps past the end are refused where they are
+    counted.
+    """
+    end = block.steps_started + charge.steps
+    if held.mode != "fixed_sigma" or len(levels_of(block.levels)) == 1 or end > block.steps_max:
+        return
+    level, steps = repository.schedule_of(session, held).at(block.steps_started)
+    if charge.noise_multiplier != level or charge.steps > steps:
+        raise ChargeRefused(
+            job_id=held.job_id,
+            reason=f"the schedule has level {level} for the next {steps} steps",
+        )
 
 
 def _job_step_price(held: Reservation, q: str, level: str) -> int:
@@ -332,27 +337,9 @@ def _count_steps(session: Session, block: ReservationBlock, steps: int, cost: in
 def _pay(
     session: Session, held: Reservation, draft: Draft, block: str, q: str, level: str, steps: int
 ) -> Receipt:
-    _tally(session, held, block, q, level, steps)
+    spend.note(session, held, block=block, q=q, level=level, steps=steps)
     try:
-        accounts.move(session, held.population_id, draft.movements)
+        accounts.move(session, held.log_id, held.population_id, draft.movements)
     except Overdrawn:
         raise EscrowExhausted(job_id=held.job_id, reason="escrow_exhausted") from None
     return append(session, held.log_id, draft)
-
-
-def _tally(session: Session, held: Reservation, block: str, q: str, level: str, steps: int) -> None:
-    make = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    statement = make(SpendTally).values(
-        job_id=held.job_id,
-        block=block,
-        q=q,
-        noise_multiplier=level,
-        population_id=held.population_id,
-        steps=steps,
-    )
-    session.execute(
-        statement.on_conflict_do_update(
-            index_elements=["job_id", "block", "q", "noise_multiplier"],
-            set_={"steps": SpendTally.steps + steps},
-        )
-    )

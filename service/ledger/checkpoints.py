@@ -8,9 +8,10 @@ hospital another's entries (ledger.md 9.2).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import String, cast, func, select
 from sqlalchemy.orm import Session
 
 from service.database import now_us
@@ -50,10 +51,38 @@ def covering(session: Session, log_id: str, idx: int) -> SignedCheckpoint | None
 
 def system_log(session: Session) -> str | None:
     """The system log in use: the first, or the one that the newest recovery has opened."""
+    return next(iter(system_logs(session)), None)
+
+
+def system_logs(session: Session) -> Sequence[str]:
+    """Every system log, the one in use first; each recovery has begun one."""
+    logs = select(LogHead.log_id).where(LogHead.tenant_id == SYSTEM_TENANT)
+    return session.scalars(logs.order_by(LogHead.log_id.desc())).all()
+
+
+def system_log_over(session: Session, signed: SignedCheckpoint) -> str:
+    """The system log that names a log's checkpoint. `system_idx` is a place in that one."""
+    assert signed.system_idx is not None, "only the system log's own checkpoints have none"
+    return session.scalars(
+        select(Entry.log_id)
+        .join(LogHead, LogHead.log_id == Entry.log_id)
+        .where(LogHead.tenant_id == SYSTEM_TENANT, Entry.idx == signed.system_idx)
+        .where(Entry.idem == f"{signed.log_id}/{signed.size}")
+    ).one()
+
+
+def newest_named(session: Session, log_id: str, system: str, below: int) -> int | None:
+    """Size of a log's newest checkpoint that stands in this system log below an index."""
+    is_named = select(Entry.idx).where(
+        Entry.log_id == system,
+        Entry.idx == SignedCheckpoint.system_idx,
+        Entry.idem == SignedCheckpoint.log_id + "/" + cast(SignedCheckpoint.size, String),
+    )
     return session.scalar(
-        select(LogHead.log_id)
-        .where(LogHead.tenant_id == SYSTEM_TENANT)
-        .order_by(LogHead.log_id.desc())
+        select(SignedCheckpoint.size)
+        .where(SignedCheckpoint.log_id == log_id, SignedCheckpoint.system_idx < below)
+        .where(is_named.exists())
+        .order_by(SignedCheckpoint.size.desc())
         .limit(1)
     )
 
@@ -71,6 +100,12 @@ def system_name(keys: LedgerKeys, recovery: int = 0) -> str:
 def system_origin(keys: LedgerKeys, recovery: int = 0) -> str:
     """The origin under which witnesses know this deployment's system log."""
     return f"{ORIGIN_HOST}/{system_name(keys, recovery)}"
+
+
+def present_origin(session: Session, keys: LedgerKeys) -> str:
+    """The origin of the system log in use, or of the one that the first turn will open."""
+    system = system_log(session)
+    return system_origin(keys) if system is None else session.get_one(LogHead, system).origin
 
 
 def next_system_log(session: Session, keys: LedgerKeys) -> None:
@@ -96,7 +131,7 @@ def publish(session: Session, keys: LedgerKeys, *, only: str | None = None) -> l
         KeySuperseded: another key signs now; nothing was signed.
     """
     system = locked_system_log(session, keys)
-    if _is_entered(session, system, rotated_key(keys.log_public)):
+    if any(_is_entered(session, log, rotated_key(keys.log_public)) for log in system_logs(session)):
         raise KeySuperseded
     signed = []
     for log_id in _logs(session, only):

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from service.dependencies import ReadDep, SessionDep, VaultDep
-from service.ledger import disclosures, repository
+from service.dependencies import PublisherDep, ReadDep, SessionDep, VaultDep
+from service.ledger import disclosures, receipts, repository
 from service.ledger.errors import LedgerNotFound
 from service.ledger.schemas import DisclosureQuery, LogQuery, RedactionCreate, Steward
 from service.listing import envelope
@@ -34,6 +34,7 @@ def create_redaction(
     body: RedactionCreate,
     subject: Steward,
     session: SessionDep,
+    publisher: PublisherDep,
     query: Annotated[LogQuery, Query()],
 ) -> dict[str, Any]:
     """Erases one personal value and its key; the entry and every proof over it stay."""
@@ -56,4 +57,10 @@ def create_redaction(
         "path": body.path,
         "legal_ground": body.legal_ground,
         "entry": receipt.to_dict(),
+        "receipts": receipts.of_entries(
+            session,
+            publisher.keys,
+            receipt.log,
+            [disclosures.redaction_key(head.log_id, idx, body.path)],
+        ),
     }

@@ -32,7 +32,6 @@ from service.ledger.repository import is_ledger_of
 KEY_FILE = "disclosure.key"
 KEY_BYTES, SALT_BYTES, NONCE_BYTES = 32, 16, 12
 VERSION_WITH_DISCLOSURES = 2
-COMMITTING = ("grant.proposed", "release.requested")  # types that may carry commitments
 LegalGround = Literal[
     "entered_in_error",
     "gdpr_17_1_a",  # no longer necessary
@@ -184,6 +183,11 @@ def read(
         yield Disclosed(log=row.log_id, idx=row.idx, path=row.path, salt=row.salt, value=value)
 
 
+def redaction_key(log_id: str, idx: int, path: str) -> str:
+    """The `idem` of the entry that tells of an erasure."""
+    return f"{log_id}/{idx}/{path}/redaction"
+
+
 def redact(
     session: Session,
     *,
@@ -215,7 +219,7 @@ def redact(
         )
     draft = Draft(
         type="redaction",
-        idem=f"{log_id}/{idx}/{path}/redaction",
+        idem=redaction_key(log_id, idx, path),
         actor=actor,
         population_id=entry.population_id,
         data={"entry": idx, "ground": ground, "log": log_id, "path": path},

@@ -10,13 +10,16 @@ from fastapi import APIRouter, BackgroundTasks, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
+from service import openapi
 from service.certificates import forms
 from service.certificates.service import visible_certificate
 from service.csv_rows import csv_answer
 from service.dependencies import PublisherDep, ReadDep, SessionDep, VaultDep
-from service.ledger import bundle, grants, releases, repository
+from service.idempotency.once import OnceDep
+from service.ledger import approvals, bundle, grants, receipts, releases, repository
 from service.ledger.errors import LedgerNotFound
 from service.ledger.models import BudgetGrant, Entry, ReleaseRequest
+from service.ledger.publisher import Publisher
 from service.ledger.schemas import (
     ApprovalCreate,
     BudgetQuery,
@@ -84,27 +87,50 @@ def _budget(session: Session, budget: PopulationBudget) -> dict[str, Any]:
     return shown
 
 
+def _grant(session: Session, publisher: Publisher, grant: BudgetGrant) -> dict[str, Any]:
+    """The grant, with receipts of everything entered about it."""
+    proposal = approvals.proposal_of(session, grant.log_id, grant.idx)
+    signed = receipts.of_proposal(session, publisher.keys, grant.id, proposal)
+    return {**grants.grant_to_dict(session, grant), "receipts": signed}
+
+
+def _release(session: Session, publisher: Publisher, release: ReleaseRequest) -> dict[str, Any]:
+    """The release, with receipts of everything entered about it."""
+    proposal = approvals.proposal_of(session, release.log_id, release.idx)
+    signed = receipts.of_proposal(session, publisher.keys, release.id, proposal)
+    return {**releases.release_to_dict(session, release), "receipts": signed}
+
+
 @router.post("/grants", status_code=201)
 def create_grant(
-    body: GrantCreate, subject: Steward, session: SessionDep, vault: VaultDep, response: Response
+    body: GrantCreate,
+    subject: Steward,
+    session: SessionDep,
+    vault: VaultDep,
+    publisher: PublisherDep,
+    response: Response,
+    once: OnceDep,
 ) -> dict[str, Any]:
-    request = grants.GrantRequest(
-        population_id=body.population,
-        epsilon=body.epsilon,
-        delta=body.delta,
-        alpha_star=body.alpha_star,
-        reason_code=body.reason_code,
-        justification=body.justification,
-    )
-    grant = grants.propose(
-        session,
-        tenant_id=subject.tenant_id,
-        actor=subject.principal_id,
-        request=request,
-        vault=vault,
-    )
-    response.headers["Location"] = f"/v1/grants/{grant.id}"
-    return grants.grant_to_dict(session, grant)
+    def make() -> dict[str, Any]:
+        request = grants.GrantRequest(
+            population_id=body.population,
+            epsilon=body.epsilon,
+            delta=body.delta,
+            alpha_star=body.alpha_star,
+            reason_code=body.reason_code,
+            justification=body.justification,
+        )
+        grant = grants.propose(
+            session,
+            tenant_id=subject.tenant_id,
+            actor=subject.principal_id,
+            request=request,
+            vault=vault,
+        )
+        response.headers["Location"] = f"/v1/grants/{grant.id}"
+        return _grant(session, publisher, grant)
+
+    return once.answer(body, make)
 
 
 @router.get("/grants")
@@ -122,14 +148,19 @@ def list_grants(
 
 
 @router.get("/grants/{grant_id}")
-def get_grant(grant_id: str, subject: ProposalReader, session: ReadDep) -> dict[str, Any]:
-    grant = grants.visible_grant(session, subject.tenant_id, grant_id)
-    return grants.grant_to_dict(session, grant)
+def get_grant(
+    grant_id: str, subject: ProposalReader, session: ReadDep, publisher: PublisherDep
+) -> dict[str, Any]:
+    return _grant(session, publisher, grants.visible_grant(session, subject.tenant_id, grant_id))
 
 
 @router.post("/grants/{grant_id}/approvals", status_code=201)
 def decide_grant(
-    grant_id: str, body: ApprovalCreate, subject: Steward, session: SessionDep
+    grant_id: str,
+    body: ApprovalCreate,
+    subject: Steward,
+    session: SessionDep,
+    publisher: PublisherDep,
 ) -> dict[str, Any]:
     grant = grants.decide(
         session,
@@ -139,23 +170,32 @@ def decide_grant(
         decision=body.decision,
         signature=body.signature,
     )
-    return grants.grant_to_dict(session, grant)
+    return _grant(session, publisher, grant)
 
 
 @router.post("/releases", status_code=201)
 def create_release(
-    body: ReleaseCreate, subject: Steward, session: SessionDep, vault: VaultDep, response: Response
+    body: ReleaseCreate,
+    subject: Steward,
+    session: SessionDep,
+    vault: VaultDep,
+    publisher: PublisherDep,
+    response: Response,
+    once: OnceDep,
 ) -> dict[str, Any]:
-    release = releases.request_release(
-        session,
-        tenant_id=subject.tenant_id,
-        actor=subject.principal_id,
-        job_id=body.job,
-        justification=body.justification,
-        vault=vault,
-    )
-    response.headers["Location"] = f"/v1/releases/{release.id}"
-    return releases.release_to_dict(session, release)
+    def make() -> dict[str, Any]:
+        release = releases.request_release(
+            session,
+            tenant_id=subject.tenant_id,
+            actor=subject.principal_id,
+            job_id=body.job,
+            justification=body.justification,
+            vault=vault,
+        )
+        response.headers["Location"] = f"/v1/releases/{release.id}"
+        return _release(session, publisher, release)
+
+    return once.answer(body, make)
 
 
 @router.get("/releases")
@@ -173,9 +213,11 @@ def list_releases(
 
 
 @router.get("/releases/{release_id}")
-def get_release(release_id: str, subject: ProposalReader, session: ReadDep) -> dict[str, Any]:
+def get_release(
+    release_id: str, subject: ProposalReader, session: ReadDep, publisher: PublisherDep
+) -> dict[str, Any]:
     release = releases.visible_release(session, subject.tenant_id, release_id)
-    return releases.release_to_dict(session, release)
+    return _release(session, publisher, release)
 
 
 @router.post("/releases/{release_id}/approvals", status_code=201)
@@ -197,7 +239,7 @@ def decide_release(
     )
     if release.state == "published":  # signed and witnessed at once, not with the next turn
         after.add_task(publisher.turn_quietly)
-    return releases.release_to_dict(session, release)
+    return _release(session, publisher, release)
 
 
 @router.get("/ledger/entries")
@@ -234,12 +276,16 @@ def list_entries(
 
 
 @router.get("/ledger/jobs/{job_id}/statement")
-def get_statement(job_id: str, subject: LedgerReader, session: ReadDep) -> dict[str, Any]:
-    repository.visible_reservation(session, subject.tenant_id, job_id)
-    return job_statement(session, job_id)
+def get_statement(
+    job_id: str, subject: LedgerReader, session: ReadDep, publisher: PublisherDep
+) -> dict[str, Any]:
+    """The job's amounts, with a signed receipt of each: what its owner keeps."""
+    held = repository.visible_reservation(session, subject.tenant_id, job_id)
+    signed = receipts.of_job(session, publisher.keys, held.log_id, job_id)
+    return {**job_statement(session, job_id), "receipts": signed}
 
 
-@router.get("/ledger/bundle")
+@router.get("/ledger/bundle", response_class=Response, responses=openapi.files("application/zip"))
 def get_bundle(
     subject: LedgerReader,
     session: ReadDep,
@@ -280,7 +326,11 @@ def _chunks(archive: IO[bytes]) -> Iterator[bytes]:
             yield chunk
 
 
-@router.get("/certificates/{job_id}")
+@router.get(
+    "/certificates/{job_id}",
+    response_class=Response,
+    responses=openapi.files(*(f.media_type for f in (forms.STATEMENT, *forms.FORMS))),
+)
 def get_certificate(
     job_id: str,
     subject: LedgerReader,

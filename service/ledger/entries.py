@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Select, bindparam, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from dp_core.events import canonical_json
+from service import rows
 from service.database import now_us
 from service.ledger import merkle
+from service.ledger.entry_types import is_known
 from service.ledger.errors import IdempotencyConflict, LedgerBroken
 from service.ledger.models import Entry, LogHead, Posting
 from service.tenants.models import Principal
@@ -39,6 +41,7 @@ class Receipt:
     log: str
     idx: int
     leaf: str
+    ts: str  # the entry's minute
 
     @property
     def reference(self) -> str:
@@ -102,20 +105,25 @@ def body_of(draft: Draft, *, log_id: str, idx: int, prev: str, ts: str) -> bytes
 
 
 def log_of(session: Session, tenant_id: str) -> str:
-    """The tenant's open log. It is opened at first use and named after that year; it stays
-    the tenant's log until it is sealed (ledger.md 18.1), which no route does yet.
+    """The tenant's ledger: one log for its life, opened at first use and named after that year.
+
+    Why it is never sealed stands in README.md.
 
     The stewards known at that moment are entered with their public keys; a steward made
     later needs the approval of an existing one before any log takes the key.
     """
-    newest = (
+    found = session.scalar(newest_log(tenant_id))
+    return found if found is not None else open_ledger(session, tenant_id)
+
+
+def newest_log(tenant_id: str) -> Select[str]:
+    """The name of the tenant's ledger, if it is open."""
+    return (
         select(LogHead.log_id)
         .where(LogHead.log_id.startswith(f"{tenant_id}/", autoescape=True))
         .order_by(LogHead.log_id.desc())
         .limit(1)
     )
-    found = session.scalar(newest)
-    return found if found is not None else _open_ledger(session, tenant_id)
 
 
 def open_log(session: Session, *, tenant_id: str, log_id: str) -> bool:
@@ -137,7 +145,8 @@ def open_log(session: Session, *, tenant_id: str, log_id: str) -> bool:
     return True
 
 
-def _open_ledger(session: Session, tenant_id: str) -> str:
+def open_ledger(session: Session, tenant_id: str) -> str:
+    """Opens it, see `log_of`."""
     log_id = f"{tenant_id}/{this_minute()[:4]}"
     if not open_log(session, tenant_id=tenant_id, log_id=log_id):
         return log_id
@@ -172,17 +181,60 @@ def insert_if_absent(session: Session, table: Any, values: Mapping[str, Any]) ->
     return session.execute(statement).first() is not None
 
 
+# One statement each, made once: an append is the hottest path, and building statements
+# costs more than the database takes to run them.
+_TURN = text("SELECT pg_advisory_xact_lock(hashtextextended(:log, 0))")
+_LOCK_HEAD = (
+    select(LogHead.size, LogHead.last_leaf, LogHead.last_ts, LogHead.frontier)
+    .where(LogHead.log_id == bindparam("log"))
+    .with_for_update()
+)
+_OF_IDEM = select(Entry.idx, Entry.leaf, Entry.body).where(
+    Entry.log_id == bindparam("log"), Entry.idem == bindparam("key")
+)
+_MOVE_HEAD = (
+    update(LogHead.metadata.tables["log_head"])
+    .where(LogHead.log_id == bindparam("log"), LogHead.size == bindparam("old_size"))
+    .values(
+        size=bindparam("new_size"),
+        last_leaf=bindparam("new_leaf"),
+        last_ts=bindparam("new_ts"),
+        frontier=bindparam("new_frontier"),
+    )
+)
+
+
+def take_turn(session: Session, log_id: str) -> None:
+    """Queues for the log, first come, first served; held to the end of the transaction.
+
+    Account rows and the head are locked only by who holds the turn, so writers of one log
+    cannot deadlock over them. Without it the rows would serialise writers as well, but in no
+    order: PostgreSQL lets a late comer overtake those that wait for an older version of a
+    row. On SQLite a writing transaction is alone anyway.
+    """
+    if session.get_bind().dialect.name != "postgresql" or log_id in _turns(session):
+        return
+    session.connection().execute(_TURN, {"log": log_id})
+    if not session.in_nested_transaction():  # a savepoint's rollback would give it back
+        _turns(session).add(log_id)
+
+
+def _turns(session: Session) -> set[str]:
+    """Logs whose turn the open transaction holds already."""
+    transaction = session.get_transaction()
+    held: tuple[Any, set[str]] = session.info.get("rldp_turns", (None, set()))
+    if transaction is None or held[0] is not transaction:
+        held = session.info["rldp_turns"] = (transaction, set())
+    return held[1]
+
+
 def find_receipt(session: Session, log_id: str, draft: Draft) -> Receipt | None:
     """The receipt of an earlier append under the same `idem`.
 
     Raises:
         IdempotencyConflict: it had another type, data or postings.
     """
-    stored = session.execute(
-        select(Entry.idx, Entry.leaf, Entry.body).where(
-            Entry.log_id == log_id, Entry.idem == draft.idem
-        )
-    ).first()
+    stored = session.connection().execute(_OF_IDEM, {"log": log_id, "key": draft.idem}).first()
     if stored is None:
         return None
     body = json.loads(stored.body)
@@ -194,55 +246,66 @@ def find_receipt(session: Session, log_id: str, draft: Draft) -> Receipt | None:
     )
     if not same:
         raise IdempotencyConflict(log_id=log_id, idem=draft.idem)
-    return Receipt(log=log_id, idx=stored.idx, leaf=stored.leaf)
+    return Receipt(log=log_id, idx=stored.idx, leaf=stored.leaf, ts=body["ts"])
 
 
-def append(session: Session, log_id: str, draft: Draft) -> Receipt:
+def append(session: Session, log_id: str, draft: Draft, *, is_new: bool = False) -> Receipt:
     """Writes entry and postings and moves the head. Balances are the caller's business.
+
+    `is_new`: the caller has found no receipt of the draft in this transaction's own turn.
 
     Raises:
         IdempotencyConflict: the key stands with other content.
+        LedgerBroken: no such entry type, or postings that do not balance.
     """
+    if not is_known(draft.type, draft.v):
+        raise LedgerBroken(f"{draft.type} of version {draft.v} is no entry type.")
     session.flush()
-    lock = select(LogHead).where(LogHead.log_id == log_id).with_for_update()
-    head = session.execute(lock.execution_options(populate_existing=True)).scalar_one()
-    repeated = find_receipt(session, log_id, draft)
+    take_turn(session, log_id)
+    head = session.connection().execute(_LOCK_HEAD, {"log": log_id}).one()
+    repeated = None if is_new else find_receipt(session, log_id, draft)
     if repeated is not None:
         return repeated
     _check_movements(draft)
     ts = max(this_minute(), head.last_ts)  # a clock going back repeats the minute
     body = body_of(draft, log_id=log_id, idx=head.size, prev=head.last_leaf, ts=ts)
-    receipt = Receipt(log=log_id, idx=head.size, leaf=leaf_of(body))
-    _insert(session, draft, body, receipt, ts)
-    session.execute(
-        update(LogHead)
-        .where(LogHead.log_id == log_id, LogHead.size == head.size)
-        .values(
-            size=head.size + 1,
-            last_leaf=receipt.leaf,
-            last_ts=ts,
-            frontier=" ".join(merkle.grow(head.frontier.split(), head.size, receipt.leaf)),
-        )
+    receipt = Receipt(log=log_id, idx=head.size, leaf=leaf_of(body), ts=ts)
+    frontier = " ".join(merkle.grow(head.frontier.split(), head.size, receipt.leaf))
+    moved = rows.add_and_update(
+        session,
+        [(Entry, [_row(draft, body, receipt)]), (Posting, _postings(draft, receipt))],
+        _MOVE_HEAD,
+        {
+            "log": log_id,
+            "old_size": head.size,
+            "new_size": head.size + 1,
+            "new_leaf": receipt.leaf,
+            "new_ts": ts,
+            "new_frontier": frontier,
+        },
     )
+    if moved != 1:
+        raise LedgerBroken(f"The head of {log_id} moved under its own lock.")
     return receipt
 
 
-def _insert(session: Session, draft: Draft, body: bytes, receipt: Receipt, ts: str) -> None:
-    session.execute(
-        insert(Entry).values(
-            log_id=receipt.log,
-            idx=receipt.idx,
-            type=draft.type,
-            ts=ts,
-            actor=draft.actor,
-            population_id=draft.population_id,
-            job_id=draft.job_id,
-            idem=draft.idem,
-            body=body.decode(),
-            leaf=receipt.leaf,
-        )
-    )
-    rows = [
+def _row(draft: Draft, body: bytes, receipt: Receipt) -> dict[str, Any]:
+    return {
+        "log_id": receipt.log,
+        "idx": receipt.idx,
+        "type": draft.type,
+        "ts": receipt.ts,
+        "actor": draft.actor,
+        "population_id": draft.population_id,
+        "job_id": draft.job_id,
+        "idem": draft.idem,
+        "body": body.decode(),
+        "leaf": receipt.leaf,
+    }
+
+
+def _postings(draft: Draft, receipt: Receipt) -> list[dict[str, Any]]:
+    return [
         {
             "log_id": receipt.log,
             "idx": receipt.idx,
@@ -252,8 +315,6 @@ def _insert(session: Session, draft: Draft, body: bytes, receipt: Receipt, ts: s
         for movement in draft.movements
         if movement.amount_pico
     ]
-    if rows:
-        session.execute(insert(Posting), rows)
 
 
 def _check_movements(draft: Draft) -> None:

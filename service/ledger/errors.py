@@ -26,6 +26,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from dp_core.errors import InvariantViolation
 
 
@@ -42,7 +45,13 @@ class LedgerNotFound(LedgerError):
 
 
 class BudgetExceeded(LedgerError):
-    """The reservation would pass the population's limit. Nothing was written."""
+    """The reservation would pass the population's limit. Nothing was reserved.
+
+    `entry` is (log, idem) of the refusal once it is entered, `receipts` what its caller keeps.
+    """
+
+    entry: tuple[str, str] | None = None
+    receipts: Sequence[Mapping[str, Any]] = ()
 
     def __init__(
         self, *, population_id: str, block: str, requested_pico: int, available_pico: int

@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from service.ledger import checkpoints, merkle, receipts, tiles
 from service.ledger.errors import LedgerNotFound
-from service.ledger.models import Entry, LedgerGuard, SignedCheckpoint
+from service.ledger.models import Entry, SignedCheckpoint
+from service.ledger.standing import seen_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ def evidence_of(
     signed = exact(session, log_id, size) if size else checkpoints.newest(session, log_id)
     if signed is None or signed.system_idx is None:
         raise LedgerNotFound("checkpoint")
-    above = witnessed(session, signed.system_idx)
+    above = witnessed(session, signed)
     files = {
         "checkpoint": checkpoints.full_note(session, signed),
         "system-entry.json": session.get_one(Entry, (above.log_id, signed.system_idx)).body + "\n",
@@ -69,16 +70,19 @@ def exact(session: Session, log_id: str, size: int) -> SignedCheckpoint:
     return found
 
 
-def witnessed(session: Session, system_idx: int) -> SignedCheckpoint:
-    """The newest system checkpoint over an entry; one with the quorum before one without."""
-    system = checkpoints.system_log(session)
-    assert system is not None, "a checkpoint stands in the system log"
-    guard = session.get(LedgerGuard, 1)
-    seen_size = None if guard is None or not guard.quorum else guard.quorum_size
-    if seen_size is not None and seen_size > system_idx:
-        return exact(session, system, seen_size)
+def witnessed(session: Session, signed: SignedCheckpoint) -> SignedCheckpoint:
+    """The newest checkpoint of the system log that names a log's; one with the quorum first.
+
+    Raises:
+        LedgerNotFound: none covers it yet.
+    """
+    assert signed.system_idx is not None, "only the system log's own checkpoints have none"
+    system = checkpoints.system_log_over(session, signed)
+    seen = seen_size(session, system)
+    if seen is not None and seen > signed.system_idx:
+        return exact(session, system, seen)
     found = checkpoints.newest(session, system)
-    if found is None or found.size <= system_idx:
+    if found is None or found.size <= signed.system_idx:
         raise LedgerNotFound("checkpoint")
     return found
 
@@ -93,18 +97,18 @@ def consistency(
     """That the log, and the system log over it, extend what was signed at size `since`.
 
     Of the system log the checkpoint of `system_since` entries is meant, or the first over
-    the tenant's.
+    the tenant's; the first of all if a recovery has begun another system log since.
 
     Raises:
         LedgerNotFound: a log has no checkpoint of that size.
     """
     before = exact(session, signed.log_id, since)
     assert before.system_idx is not None, "only the system log's own checkpoints have none"
-    below = (
-        checkpoints.covering(session, above.log_id, before.system_idx)
-        if system_since is None
-        else exact(session, above.log_id, system_since)
-    )
+    if system_since is not None:
+        below: SignedCheckpoint | None = exact(session, above.log_id, system_since)
+    else:
+        same = checkpoints.system_log_over(session, before) == above.log_id
+        below = checkpoints.covering(session, above.log_id, before.system_idx if same else 0)
     if below is None or before.size > signed.size or below.size > above.size:
         raise LedgerNotFound("checkpoint")
     return {

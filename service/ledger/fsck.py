@@ -1,25 +1,32 @@
-"""Checks the invariants of the ledger from its rows (ledger.md 5): I1-I11, I13, I14.
+"""Checks the invariants of the ledger from its rows (ledger.md 5): I1-I11, I13-I17.
 
 Reads only. Each finding names the invariant and where it broke; an empty list means that
-every check passed. The standalone verifier checks the same from outside.
+every check passed. The standalone verifier checks the same from outside. What lies beside
+the entries is checked by `fsck_evidence`.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cryptography import x509
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from dp_core.accounting import step_pico
 from dp_core.errors import PlanInvalid
 from dp_core.events import canonical_json
+from dp_core.noise_schedule import NoiseSchedule
 from service.ledger import merkle, tiles
+from service.ledger.disclosures import Vault
 from service.ledger.entries import NO_LEAF, leaf_of
+from service.ledger.entry_types import is_known
+from service.ledger.findings import Finding
+from service.ledger.fsck_evidence import check_evidence
 from service.ledger.models import (
     Account,
     Approval,
@@ -43,19 +50,9 @@ AFTER_SETTLE = frozenset(
         "release.approved",
         "release.rejected",
         "release.published",
-        "release.withdrawn",
         "correction",
     }
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One broken invariant."""
-
-    invariant: str
-    subject: str
-    problem: str
 
 
 @dataclass(kw_only=True)
@@ -71,11 +68,21 @@ class _Job:
     spent: int = 0
     job_limit: int = 0
     steps_max: int = 0
+    schedule: NoiseSchedule | None = None  # of a job of fixed noise
     escrow: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
-def check_all(session: Session) -> list[Finding]:
-    """Every check over every log."""
+def check_all(
+    session: Session,
+    *,
+    vault: Vault | None = None,
+    certificates: Sequence[x509.Certificate] = (),
+) -> list[Finding]:
+    """Every check over every log. `vault` and `certificates`: as in `check_evidence`.
+
+    Raises:
+        DisclosuresUnavailable: the vault's own key is missing.
+    """
     findings: list[Finding] = []
     for head in session.scalars(select(LogHead).order_by(LogHead.log_id)):
         replay = Replay(head.log_id)
@@ -84,7 +91,7 @@ def check_all(session: Session) -> list[Finding]:
         findings += replay.findings
     findings += check_balances(session, _posted(session))
     findings += check_populations(session)
-    return findings
+    return findings + check_evidence(session, vault=vault, certificates=certificates)
 
 
 def check_job(session: Session, job_id: str) -> list[Finding]:
@@ -202,9 +209,9 @@ class Replay:
         """Tiles only copy the tree; a wrong one would make proofs that fail."""
         stored = select(TreeTile).where(TreeTile.log_id == self.head.log_id)
         for tile in self.session.scalars(stored.order_by(TreeTile.level, TreeTile.number)):
-            first = tile.number * tiles.WIDTH
-            below = tiles.from_below(self.session, self.head.log_id, tile.level, first, tiles.WIDTH)
-            if "".join(below) != tile.hashes:
+            read = tiles.node_reader(self.session, self.head.log_id)
+            below = read.below(tile.level, tile.number, tiles.WIDTH)
+            if not tiles.is_copy(tile.hashes, below):
                 self._report("I9", self.head.log_id, f"tile {tile.level}/{tile.number} differs")
 
     def _report(self, invariant: str, subject: str, problem: str) -> None:
@@ -222,6 +229,9 @@ class Replay:
         if canonical != entry.body:
             self._report("I14", self._at(entry), "the body is not canonical")
             return None
+        if not is_known(body["type"], body["v"]):
+            self._report("I14", self._at(entry), "unknown type or version")
+            return None  # what it means nobody can say, so nothing after it counts
         return body
 
     def _chain(self, entry: Entry, body: dict[str, Any], idx: int, prev: str, ts: str) -> None:
@@ -266,6 +276,8 @@ class Replay:
             job.reserved += 1
             job.job_limit = int(data["job_limit"])
             job.steps_max = data["steps_started_max"]
+            if data["schedule"] is not None:
+                job.schedule = NoiseSchedule.from_list(data["schedule"])
             if job.reserved > 1:
                 self._report("I6", at, "a second reserve")
         elif entry.type == "attempt.started":
@@ -289,6 +301,8 @@ class Replay:
         if data["window"] != job.windows:
             self._report("I7", at, f"window {job.windows} expected")
         job.windows += 1
+        if not _is_scheduled(job, data):
+            self._report("I8", at, "another level than the schedule has here")
         job.steps += data["steps"]
         job.spent += int(data["job_charge"])
         if job.spent > job.job_limit or job.steps > job.steps_max:
@@ -311,6 +325,14 @@ class Replay:
         told = {approval["approver"] for approval in data["approvals"]}
         if len(told) < 2 or not told <= set(approvers):
             self._report("I11", at, "not approved by two people")
+
+
+def _is_scheduled(job: _Job, data: Mapping[str, Any]) -> bool:
+    """Whether a window has the level that was registered for its steps."""
+    if job.schedule is None or job.steps + data["steps"] > job.schedule.steps:
+        return True  # past the end is its own finding
+    level, steps = job.schedule.at(job.steps)
+    return bool(data["level"] == level and data["steps"] <= steps)
 
 
 def _posted(session: Session) -> dict[str, int]:

@@ -29,6 +29,7 @@ from service.ledger.errors import LedgerNotFound, ProposalClosed, ProposalInvali
 from service.ledger.models import BudgetGrant
 from service.ledger.views import utc_text
 from service.populations.models import Population
+from service.webhooks import events
 
 EPSILON_MAX = Decimal(100)
 
@@ -130,6 +131,8 @@ def propose(
     )
     session.add(grant)
     session.flush()
+    told = {"id": grant_id, "state": "proposed", "population": population.id}
+    events.emit(session, tenant_id, "grant.proposed", told)
     return grant
 
 
@@ -253,7 +256,7 @@ def _take_effect(session: Session, grant: BudgetGrant, proposal: Receipt) -> Non
         "grant.effective", f"{grant.id}/effective", "system", population.id, data, movements
     )
     try:
-        accounts.move(session, population.id, movements)
+        accounts.move(session, grant.log_id, population.id, movements)
     except Overdrawn:
         raise ProposalClosed(
             proposal_id=grant.id, reason="the new limit lies below what is held and spent"

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import Row, select, update
 from sqlalchemy.orm import Session
 
 from service.database import now_us
 from service.ledger.entries import insert_if_absent
 from service.ledger.errors import LedgerHalted
 from service.ledger.models import LedgerGuard
+from service.webhooks import events
 
 ALERT_SECONDS = 300
 STALE_SECONDS = 3600
@@ -48,11 +49,14 @@ def note_quorum(session: Session, *, size: int) -> None:
 def halt(session: Session, *, reason: str, seen_size: int) -> None:
     """Stops reservations and charges. The first cause stands; only people lift it."""
     configure_if_missing(session)
-    session.execute(
+    halted = session.execute(
         update(LedgerGuard)
         .where(LedgerGuard.id == 1, LedgerGuard.halted_reason.is_(None))
         .values(halted_reason=reason, halted_at=now_us(), seen_size=seen_size)
+        .returning(LedgerGuard.id)
     )
+    if halted.first() is not None:  # once, not with every look that finds it halted
+        events.emit(session, None, "ledger.alert", {"state": "halted", "reason_code": reason})
 
 
 def lift(session: Session) -> None:
@@ -111,7 +115,7 @@ def broken_invariants(session: Session) -> set[str]:
     return set(reason.removeprefix(BROKEN).split(",")) if reason.startswith(BROKEN) else set()
 
 
-def _require_unbroken(row: LedgerGuard | None) -> None:
+def _require_unbroken(row: Row[Any] | None) -> None:
     if row is None or row.halted_reason is None:
         return
     if row.halted_reason.startswith(BROKEN):
@@ -128,6 +132,9 @@ def _require_unbroken(row: LedgerGuard | None) -> None:
     )
 
 
-def _row(session: Session) -> LedgerGuard | None:
-    statement = select(LedgerGuard).where(LedgerGuard.id == 1)
-    return session.scalar(statement.execution_options(populate_existing=True))
+# made once: it is read in every reservation and charge
+_GUARD = select(LedgerGuard.__table__).where(LedgerGuard.id == 1)
+
+
+def _row(session: Session) -> Row[Any] | None:
+    return session.connection().execute(_GUARD).first()

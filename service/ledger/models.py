@@ -13,6 +13,7 @@ from sqlalchemy import (
     String,
     Text,
     event,
+    text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -62,6 +63,9 @@ class Entry(Base):
     leaf: Mapped[str] = mapped_column(DIGEST)
 
 
+ACCOUNT_IN_USE = text("(balance_pico <> 0 OR kind <> 'escrow')")
+
+
 class Account(Base):
     """One balance of one block of a population. Only issuance may be negative.
 
@@ -76,6 +80,13 @@ class Account(Base):
         CheckConstraint("(kind = 'escrow') = (job_id IS NOT NULL)", name="escrow_has_job"),
         Index("uq_account_population_id_name", "population_id", "name", unique=True),
         Index("ix_account_job_id", "job_id"),
+        # an ended job's escrow stays at 0 for ever: balances must not read it again
+        Index(
+            "ix_account_population_id_in_use",
+            "population_id",
+            sqlite_where=ACCOUNT_IN_USE,
+            postgresql_where=ACCOUNT_IN_USE,
+        ),
     )
 
     id: Mapped[str] = mapped_column(String(120), primary_key=True)
@@ -164,12 +175,25 @@ class ReservationBlock(Base):
     spent_pico: Mapped[int] = mapped_column(BigInteger)
 
 
+TALLY_OPEN = text("folded = 0")
+
+
 class SpendTally(Base):
-    """Charged steps by rate and level, for "epsilon so far"; never used to decide."""
+    """Charged steps by rate and level, for "epsilon so far"; never used to decide.
+
+    A settled job's rows are folded into `spend_curve`, so that the figure of a population
+    costs as much after ten thousand jobs as after one; they stay for the job's own figure.
+    """
 
     __tablename__ = "spend_tally"
     __table_args__ = (
-        Index("ix_spend_tally_population_id_block", "population_id", "block"),
+        Index(
+            "ix_spend_tally_open",
+            "population_id",
+            "block",
+            sqlite_where=TALLY_OPEN,
+            postgresql_where=TALLY_OPEN,
+        ),
         CheckConstraint("steps > 0", name="steps"),
     )
 
@@ -179,6 +203,17 @@ class SpendTally(Base):
     noise_multiplier: Mapped[str] = mapped_column(NUMBER, primary_key=True)
     population_id: Mapped[str] = mapped_column(ForeignKey("population.id"))
     steps: Mapped[int] = mapped_column(BigInteger)
+    folded: Mapped[int] = mapped_column(Integer, server_default="0")
+
+
+class SpendCurve(Base):
+    """What the settled jobs of a block cost at each order 2..64, in pico; a report as well."""
+
+    __tablename__ = "spend_curve"
+
+    population_id: Mapped[str] = mapped_column(ForeignKey("population.id"), primary_key=True)
+    block: Mapped[str] = mapped_column(String(16), primary_key=True)
+    sums: Mapped[str] = mapped_column(Text)  # decimal, space between
 
 
 class Attempt(Base):
@@ -267,7 +302,7 @@ class TreeTile(Base):
     log_id: Mapped[str] = mapped_column(ForeignKey("log_head.log_id"), primary_key=True)
     level: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    hashes: Mapped[str] = mapped_column(Text)  # 256 in hex, without a space
+    hashes: Mapped[str] = mapped_column(Text)  # 256 in hex and their root, without a space
 
 
 class SignedCheckpoint(Base):
@@ -280,7 +315,8 @@ class SignedCheckpoint(Base):
     size: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     root: Mapped[str] = mapped_column(DIGEST)
     note: Mapped[str] = mapped_column(Text)
-    system_idx: Mapped[int | None] = mapped_column(BigInteger)  # its `tenant.checkpoint`
+    # Its entry in the system log of that time; a recovery begins another system log.
+    system_idx: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[int] = mapped_column(BigInteger)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from dp_core.accounting import ORDER_MAX, ORDER_MIN, step_pico
+from dp_core.accounting import ORDER_MAX, ORDER_MIN, charge_pico, step_pico, total_pico
 from dp_core.plan import RunPlan
 from service.ledger.errors import ReservationMismatch
 
@@ -29,37 +29,31 @@ class BlockReserve:
 
 
 def block_reserves(plan: RunPlan, alpha_star: int) -> list[BlockReserve]:
-    """Worst case of each block: all steps at the costliest level, at the population's order."""
+    """Worst case of each block at the population's order.
+
+    Training: the registered schedule in fixed mode, all steps at the costliest level else.
+    """
     reserves = [
-        _reserve(
-            "train",
-            plan.sampling_probability,
-            plan.noise_levels,
-            plan.steps_started_max,
-            alpha_star,
+        BlockReserve(
+            block="train",
+            q=plan.sampling_probability,
+            levels=plan.noise_levels,
+            steps_max=plan.steps_started_max,
+            amount_pico=total_pico(plan.training_events(), alpha_star),
         )
     ]
     held_out = plan.validation
     if held_out is not None:
         reserves.append(
-            _reserve(
-                "validation",
-                held_out.sampling_probability,
-                (held_out.noise_multiplier,),
-                held_out.evaluations_max,
-                alpha_star,
+            BlockReserve(
+                block="validation",
+                q=held_out.sampling_probability,
+                levels=(held_out.noise_multiplier,),
+                steps_max=held_out.evaluations_max,
+                amount_pico=charge_pico(held_out.event(), alpha_star),
             )
         )
     return reserves
-
-
-def _reserve(
-    block: str, q: str, levels: tuple[str, ...], steps: int, alpha_star: int
-) -> BlockReserve:
-    dearest = max(step_pico(q, level, alpha_star) for level in levels)
-    return BlockReserve(
-        block=block, q=q, levels=levels, steps_max=steps, amount_pico=steps * dearest
-    )
 
 
 def price_of_step(q: str, level: str, alpha: int) -> int:
@@ -108,9 +102,7 @@ def reserve_data(
         "relation": plan.relation,
         "rule": "pld_fixed_schedule" if fixed else "rdp_filter",
         "sampler": plan.sampler,
-        "schedule": (
-            [{"level": plan.noise_levels[0], "steps": plan.steps_started_max}] if fixed else None
-        ),
+        "schedule": plan.worst_schedule.to_list() if fixed else None,
         "signals": ["clip_bits", "clipped_loss"],
         "steps_max": plan.steps_planned,
         "steps_per_window_max": plan.steps_per_chunk,

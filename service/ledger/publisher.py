@@ -22,6 +22,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from service import row_fence
 from service.database import Database
 from service.ledger import anchors, checkpoints, guard, merkle, notes, recovery, tiles
 from service.ledger.anchors import Ask, Tsa, TsaUnreachable, ask_over_http, load_tsa
@@ -67,13 +68,14 @@ class Publisher:
             LogShrunk: a log does not extend what was signed or witnessed; it is halted now.
             KeySuperseded: the log's key was rotated, and this host has the old one still.
         """
-        try:
-            return self._turn(only)
-        except LogShrunk as broken:
-            with self.db.transaction() as session:
-                guard.halt(session, reason=broken.reason, seen_size=broken.seen_size)
-            logger.error("ledger halted", extra={"code": broken.reason})
-            raise
+        with row_fence.every_tenant():
+            try:
+                return self._turn(only)
+            except LogShrunk as broken:
+                with self.db.transaction() as session:
+                    guard.halt(session, reason=broken.reason, seen_size=broken.seen_size)
+                logger.error("ledger halted", extra={"code": broken.reason})
+                raise
 
     def _recover_if_settled(self) -> None:
         """Ends a halt once the stewards of every ledger have settled the loss.

@@ -4,8 +4,9 @@ A restored backup lacks charges, and whole reservations, that nobody can list fr
 and a root alone. So all that a population has free and all that its jobs hold is moved to
 spent, at the last approval and in its transaction. Training goes on after a new grant,
 which again needs two people. One thing the rule cannot see: a limit that was raised after
-the backup is lost with what was spent of it. The stewards signed that raise; they leave
-its amount out of the new grant.
+the backup is lost with what was spent of it. The stewards who signed that raise sign it again,
+as a grant, while the ledger is halted; it is then spent with the rest. So a proposal shows the
+limits that the restored books know.
 
 Guarantee: no single person lifts the halt; each tenant's own stewards sign for its log;
 the halt stays until every ledger of the deployment was settled so, and until no invariant
@@ -76,7 +77,7 @@ def decide(
     """
     halted = _halted(session)
     entry = visible(session, tenant_id, restore_id)
-    proposal = Receipt(log=entry.log_id, idx=entry.idx, leaf=entry.leaf)
+    proposal = Receipt(log=entry.log_id, idx=entry.idx, leaf=entry.leaf, ts=entry.ts)
     is_new = approvals.record(
         session,
         proposal_id=restore_id,
@@ -105,7 +106,7 @@ def _spend_all(
     owned = select(Population.id).where(Population.tenant_id == tenant_id).order_by(Population.id)
     for population_id in session.scalars(owned).all():
         movements = _whole(session, population_id)
-        accounts.move(session, population_id, movements)
+        accounts.move(session, entry.log_id, population_id, movements)
         draft = Draft(
             type="correction",
             idem=f"{restore_id}/{population_id}",
@@ -190,7 +191,7 @@ def visible(session: Session, tenant_id: str, restore_id: str) -> Entry:
 def to_dict(session: Session, entry: Entry) -> dict[str, Any]:
     """The proposal as the API shows it, with what is to be signed."""
     data = json.loads(entry.body)["data"]
-    proposal = Receipt(log=entry.log_id, idx=entry.idx, leaf=entry.leaf)
+    proposal = Receipt(log=entry.log_id, idx=entry.idx, leaf=entry.leaf, ts=entry.ts)
     return {
         "id": data["restore"],
         "object": "ledger.recovery",
@@ -198,11 +199,22 @@ def to_dict(session: Session, entry: Entry) -> dict[str, Any]:
         "reason": data["reason"],
         "rule": data["rule"],
         "seen_size": data["seen_size"],
+        "limits": _limits(session, entry.log_id),
         "proposed_by": entry.actor,
         "entry": {**proposal.to_dict(), "origin": approvals.origin_of(session, entry.log_id)},
         "approvals": approvals.approvals_of(session, proposal),
         "ledger": guard.state(session)["state"],
     }
+
+
+def _limits(session: Session, log_id: str) -> list[dict[str, Any]]:
+    """What the books hold: whoever signed a later limit signs it again before approving."""
+    tenant_id = session.get_one(LogHead, log_id).tenant_id
+    owned = select(Population).where(Population.tenant_id == tenant_id).order_by(Population.id)
+    return [
+        {"population": one.id, "epsilon": one.epsilon_limit, "delta": one.delta}
+        for one in session.scalars(owned)
+    ]
 
 
 def _state(session: Session, entry: Entry) -> str:

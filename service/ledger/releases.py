@@ -22,6 +22,7 @@ from service.ledger.entries import Draft, Receipt, append
 from service.ledger.errors import LedgerNotFound, ProposalClosed, ProposalInvalid, SelfApproval
 from service.ledger.models import Entry, ReleaseRequest, Reservation
 from service.ledger.views import utc_text
+from service.webhooks import events
 
 
 def visible_releases(tenant_id: str) -> Select[ReleaseRequest]:
@@ -206,6 +207,8 @@ def _publish(
         release.log_id,
         _draft(held, "release.published", f"{release.id}/published", "system", data),
     )
+    told = {"id": release.id, "state": "published", "job": release.job_id}
+    events.emit(session, release.tenant_id, "release.published", told)
 
 
 def release_to_dict(session: Session, release: ReleaseRequest) -> dict[str, Any]:

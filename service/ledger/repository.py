@@ -9,15 +9,16 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, func, select
 from sqlalchemy.orm import Session
 
-from service.ledger.errors import LedgerNotFound
+from dp_core.noise_schedule import NoiseSchedule
+from service.ledger.errors import LedgerNotFound, ReservationClosed, StaleEpoch
 from service.ledger.models import (
+    ACCOUNT_IN_USE,
     Account,
     Attempt,
     Entry,
     LogHead,
     Reservation,
     ReservationBlock,
-    SpendTally,
 )
 from service.populations.models import Population
 from service.tenants.models import SYSTEM_TENANT
@@ -35,7 +36,9 @@ def visible_population(
         Population.id == population_id, Population.tenant_id == tenant_id
     )
     if for_update:
-        statement = statement.with_for_update().execution_options(populate_existing=True)
+        # its key does not change: charges, whose rows refer to it, need not wait
+        statement = statement.with_for_update(key_share=True)
+        statement = statement.execution_options(populate_existing=True)
     found = session.scalar(statement)
     if found is None:
         raise LedgerNotFound("population")
@@ -97,37 +100,46 @@ def blocks_of(session: Session, job_id: str) -> Sequence[ReservationBlock]:
     ).all()
 
 
+def schedule_of(session: Session, held: Reservation) -> NoiseSchedule:
+    """The schedule of a job of fixed noise, from the `reserve` entry that fixed it."""
+    body = session.scalars(
+        select(Entry.body).where(Entry.log_id == held.log_id, Entry.idx == held.reserved_idx)
+    ).one()
+    return NoiseSchedule.from_list(json.loads(body)["data"]["schedule"])
+
+
 def latest_attempt(session: Session, job_id: str) -> Attempt | None:
     return session.scalar(
         select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.epoch.desc()).limit(1)
     )
 
 
+def fenced_reservation(session: Session, job_id: str, epoch: int) -> tuple[Reservation, Attempt]:
+    """Locks the job and checks the fence, on repeats too (ledger.md 8.4).
+
+    Raises:
+        LedgerNotFound, StaleEpoch, ReservationClosed.
+    """
+    held = locked_reservation(session, job_id)
+    attempt = latest_attempt(session, job_id)
+    if attempt is None or attempt.epoch != epoch:
+        raise StaleEpoch(job_id=job_id, epoch=epoch, latest=attempt.epoch if attempt else 0)
+    if held.state != "open":
+        raise ReservationClosed(job_id=job_id)
+    return held, attempt
+
+
 def balances(session: Session, population_id: str) -> dict[str, dict[str, int]]:
-    """Sums of balances by block and kind."""
+    """Sums of balances by block and kind; escrows of ended jobs hold nothing and are left out."""
     rows = session.execute(
         select(Account.block, Account.kind, func.sum(Account.balance_pico))
-        .where(Account.population_id == population_id)
+        .where(Account.population_id == population_id, ACCOUNT_IN_USE)
         .group_by(Account.block, Account.kind)
     )
     found: dict[str, dict[str, int]] = {}
     for block, kind, total in rows:
         found.setdefault(block, {})[kind] = int(total)
     return found
-
-
-def tallies(
-    session: Session, *, population_id: str, block: str, job_id: str | None = None
-) -> list[tuple[str, str, int]]:
-    """(q, level, steps) charged so far."""
-    statement = (
-        select(SpendTally.q, SpendTally.noise_multiplier, func.sum(SpendTally.steps))
-        .where(SpendTally.population_id == population_id, SpendTally.block == block)
-        .group_by(SpendTally.q, SpendTally.noise_multiplier)
-    )
-    if job_id is not None:
-        statement = statement.where(SpendTally.job_id == job_id)
-    return [(q, level, int(steps)) for q, level, steps in session.execute(statement)]
 
 
 def is_ledger_of(tenant_id: str) -> ColumnElement[bool]:

@@ -7,18 +7,30 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from dp_core.events import canonical_json
 from dp_core.plan import RunPlan
+from service import rows
 from service.database import now_us
-from service.ledger import accounts, guard, repository
+from service.ledger import accounts, guard, repository, spend
 from service.ledger.accounts import Overdrawn, name_of
-from service.ledger.entries import SYSTEM, Draft, Movement, Receipt, append, find_receipt, log_of
+from service.ledger.entries import (
+    SYSTEM,
+    Draft,
+    Movement,
+    Receipt,
+    append,
+    find_receipt,
+    log_of,
+    newest_log,
+    open_ledger,
+)
 from service.ledger.errors import (
     BudgetExceeded,
     IdempotencyConflict,
+    LedgerNotFound,
     PopulationNotGranted,
     ReservationClosed,
     ReservationMismatch,
@@ -27,6 +39,7 @@ from service.ledger.errors import (
 from service.ledger.models import Attempt, Reservation, ReservationBlock
 from service.ledger.pricing import BlockReserve, check_blocks, reserve_data
 from service.populations.models import Population
+from service.webhooks import events
 
 CODE = re.compile(r"[a-z0-9_]{1,40}")
 
@@ -60,7 +73,7 @@ def reserve(
         LedgerHalted: the log is broken, or too few witnesses watch it.
         BudgetExceeded: a block has less free than the job may need.
     """
-    population = repository.visible_population(session, tenant_id, population_id)
+    population, log_id = _population_and_log(session, tenant_id, population_id)
     if population.frozen:
         raise PopulationNotGranted(population_id=population_id, reason="is frozen")
     if population.alpha_star is None:
@@ -68,20 +81,50 @@ def reserve(
     run_plan = RunPlan.from_dict(plan)
     _check_fits(run_plan, plan_digest, population, job_limit)
     check_blocks(run_plan, population.alpha_star, blocks)
-    log_id = log_of(session, tenant_id)
     draft = _reserve_draft(run_plan, plan_digest, population, blocks, job_id, actor)
-    accounts.lock(session, population_id, [name_of(b.block, "budget") for b in blocks])
+    budgets = [name_of(block.block, "budget") for block in blocks]
+    free = accounts.lock(session, log_id, population_id, budgets)
     repeated = find_receipt(session, log_id, draft)
     if repeated is not None:
         return repeated
     guard.require_reservations(session)
-    _hold(session, population_id, job_id, blocks, draft)
-    receipt = append(session, log_id, draft)
-    session.add(_reservation(run_plan, plan_digest, population, job_id, actor, receipt))
-    session.flush()
-    session.add_all(_reservation_block(job_id, block) for block in blocks)
-    session.flush()
+    _hold(session, population_id, job_id, blocks, free)
+    receipt = append(session, log_id, draft, is_new=True)
+    held = _reservation(run_plan, plan_digest, population, job_id, actor, receipt)
+    of_blocks = [_reservation_block(job_id, block) for block in blocks]
+    rows.add(session, (Reservation, [held]), (ReservationBlock, of_blocks))
+    _tell_of_threshold(session, population, blocks, free)
     return receipt
+
+
+def _population_and_log(
+    session: Session, tenant_id: str, population_id: str
+) -> tuple[Population, str]:
+    """The tenant's population, and its ledger.
+
+    Raises:
+        LedgerNotFound: no such population of this tenant.
+    """
+    found = session.execute(
+        select(Population, newest_log(tenant_id).scalar_subquery()).where(
+            Population.id == population_id, Population.tenant_id == tenant_id
+        )
+    ).first()
+    if found is None:
+        raise LedgerNotFound("population")
+    population, log_id = found
+    return population, log_id if log_id is not None else open_ledger(session, tenant_id)
+
+
+def _tell_of_threshold(
+    session: Session, population: Population, blocks: Sequence[BlockReserve], free: Sequence[int]
+) -> None:
+    """Webhooks hear of it when this reservation takes a block's free fifth."""
+    assert population.limit_pico is not None
+    for block, before in zip(blocks, free, strict=True):
+        if (before - block.amount_pico) * 5 <= population.limit_pico < before * 5:
+            told = {"id": population.id, "block": block.block, "state": "used_80_percent"}
+            events.emit(session, population.tenant_id, "budget.threshold", told)
 
 
 def _check_fits(plan: RunPlan, plan_digest: str, population: Population, job_limit: int) -> None:
@@ -139,16 +182,15 @@ def _hold(
     population_id: str,
     job_id: str,
     blocks: Sequence[BlockReserve],
-    draft: Draft,
+    free: Sequence[int],
 ) -> None:
-    for block in blocks:  # first look, so that a refusal has written nothing at all
-        free = accounts.balance(session, population_id, name_of(block.block, "budget"))
-        if free < block.amount_pico:
-            raise _exceeded(population_id, block, free)
-    for block in blocks:
-        accounts.open_escrow(session, population_id, block.block, job_id)
+    """Moves the amounts into escrow. `free` is what each block's locked budget holds."""
+    for block, left in zip(blocks, free, strict=True):
+        if left < block.amount_pico:  # so that a refusal has written nothing at all
+            raise _exceeded(population_id, block, left)
+    amounts = {block.block: block.amount_pico for block in blocks}
     try:
-        accounts.move(session, population_id, draft.movements)
+        accounts.fill_escrows(session, population_id, job_id, amounts)
     except Overdrawn as short:
         block = next(b for b in blocks if name_of(b.block, "budget") == short.account)
         raise _exceeded(population_id, block, short.available_pico) from None
@@ -170,42 +212,48 @@ def _reservation(
     job_id: str,
     actor: str,
     receipt: Receipt,
-) -> Reservation:
-    return Reservation(
-        job_id=job_id,
-        tenant_id=population.tenant_id,
-        population_id=population.id,
-        log_id=receipt.log,
-        reserved_idx=receipt.idx,
-        settled_idx=None,
-        actor=actor,
-        plan_digest=plan_digest,
-        mode=plan.mode,
-        alpha_star=population.alpha_star,
-        alpha_job=plan.alpha_job,
-        steps_per_window_max=plan.steps_per_chunk,
-        job_limit=plan.job_limit,
-        job_spent=0,
-        windows_charged=0,
-        windows_done=0,
-        windows_abandoned=0,
-        open_window=None,
-        queries_charged=0,
-        state="open",
-    )
+) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "tenant_id": population.tenant_id,
+        "population_id": population.id,
+        "log_id": receipt.log,
+        "reserved_idx": receipt.idx,
+        "settled_idx": None,
+        "actor": actor,
+        "plan_digest": plan_digest,
+        "mode": plan.mode,
+        "alpha_star": population.alpha_star,
+        "alpha_job": plan.alpha_job,
+        "steps_per_window_max": plan.steps_per_chunk,
+        "job_limit": plan.job_limit,
+        "job_spent": 0,
+        "windows_charged": 0,
+        "windows_done": 0,
+        "windows_abandoned": 0,
+        "open_window": None,
+        "queries_charged": 0,
+        "state": "open",
+    }
 
 
-def _reservation_block(job_id: str, block: BlockReserve) -> ReservationBlock:
-    return ReservationBlock(
-        job_id=job_id,
-        block=block.block,
-        q=block.q,
-        levels=canonical_json(list(block.levels)).decode(),
-        steps_max=block.steps_max,
-        steps_started=0,
-        reserved_pico=block.amount_pico,
-        spent_pico=0,
-    )
+def unspent(job_id: str, blocks: Sequence[BlockReserve]) -> list[ReservationBlock]:
+    """What `reserve` has just written of a job's blocks, by name; apart from any session."""
+    made = [ReservationBlock(**_reservation_block(job_id, block)) for block in blocks]
+    return sorted(made, key=lambda row: row.block)
+
+
+def _reservation_block(job_id: str, block: BlockReserve) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "block": block.block,
+        "q": block.q,
+        "levels": canonical_json(list(block.levels)).decode(),
+        "steps_max": block.steps_max,
+        "steps_started": 0,
+        "reserved_pico": block.amount_pico,
+        "spent_pico": 0,
+    }
 
 
 def record_refusal(
@@ -222,12 +270,17 @@ def record_refusal(
     repository.visible_population(session, tenant_id, population_id)
     draft = Draft(
         type="reserve.refused",
-        idem=f"{job_reference}/refused",
+        idem=refusal_idem(job_reference),
         actor=actor,
         population_id=population_id,
         data={"free": str(free_pico), "needed": str(needed_pico)},
     )
     return append(session, log_of(session, tenant_id), draft)
+
+
+def refusal_idem(job_reference: str) -> str:
+    """The key under which the refusal of a request stands."""
+    return f"{job_reference}/refused"
 
 
 def start_attempt(
@@ -262,6 +315,16 @@ def start_attempt(
     return append(session, held.log_id, draft)
 
 
+def end_attempt(session: Session, *, job_id: str, epoch: int, reason_code: str) -> None:
+    """Notes beside the log why an attempt ended; the first reason stands."""
+    session.execute(
+        update(Attempt)
+        .where(Attempt.job_id == job_id, Attempt.epoch == epoch, Attempt.ended_reason.is_(None))
+        .values(ended_reason=checked_code(reason_code))
+        .execution_options(synchronize_session=False)
+    )
+
+
 def settle(
     session: Session,
     *,
@@ -291,7 +354,8 @@ def settle(
             session, held, actor=SYSTEM, epoch=_epoch(session, job_id), reason_code="job_ended"
         )
     draft = _settle_draft(session, held, wanted)
-    accounts.move(session, held.population_id, draft.movements)
+    spend.fold(session, held)
+    accounts.move(session, held.log_id, held.population_id, draft.movements)
     receipt = append(session, held.log_id, draft)
     held.state, held.settled_idx = "settled", receipt.idx
     session.flush()
@@ -304,7 +368,7 @@ def _settled_before(session: Session, held: Reservation, wanted: Mapping[str, An
     )
     if any(entry["data"][key] != value for key, value in wanted.items()):
         raise IdempotencyConflict(log_id=held.log_id, idem=f"{held.job_id}/settle")
-    return Receipt(log=held.log_id, idx=entry["idx"], leaf=entry["leaf"])
+    return Receipt(log=held.log_id, idx=entry["idx"], leaf=entry["leaf"], ts=entry["ts"])
 
 
 def _epoch(session: Session, job_id: str) -> int:

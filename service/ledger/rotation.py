@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from service.database import Database
 from service.ledger import checkpoints, merkle, notes, tiles
-from service.ledger.checkpoints import rotated_key, system_origin
+from service.ledger.checkpoints import rotated_key
 from service.ledger.entries import SYSTEM, Draft, append
 from service.ledger.errors import KeysNotPinned
 from service.ledger.keys import LedgerKeys
@@ -29,9 +29,11 @@ from service.ledger.witnesses import Post, Witness, WitnessUnreachable, cosign
 Role = Literal["log", "receipt"]
 
 
-def statement(keys: LedgerKeys, new: Ed25519PrivateKey) -> notes.Note:
-    """The coming change of the log's key as a note of two signatures, for witnesses."""
-    origin = system_origin(keys)
+def statement(keys: LedgerKeys, new: Ed25519PrivateKey, origin: str) -> notes.Note:
+    """The coming change of the log's key as a note of two signatures, for witnesses.
+
+    `origin` is that of the system log in use: a recovery has given it another name.
+    """
     text = notes.rotation_text(origin=origin, role="log", old=keys.log_public, new=public_hex(new))
     both = [notes.sign(text, origin, key).signatures[0] for key in (keys.log, new)]
     return notes.Note(text=text, signatures=tuple(both))
@@ -117,7 +119,7 @@ def _enter(
     old: str | None,
     new: Ed25519PrivateKey,
 ) -> None:
-    origin = system_origin(authority)
+    origin = checkpoints.present_origin(session, authority)
     text = notes.rotation_text(origin=origin, role=role, old=old, new=public_hex(new)).encode()
     data = {
         "authority": authority.log_public,

@@ -15,32 +15,59 @@ from service.ledger.charges import (
     position,
 )
 from service.ledger.entries import Receipt
+from service.ledger.job_audits import (
+    Commitment,
+    commit_audit,
+    commitment_of,
+    has_incident,
+    record_incident,
+    reveal_audit,
+)
 from service.ledger.pricing import BlockReserve, block_reserves, price_of_step
-from service.ledger.reservations import record_refusal, reserve, settle, start_attempt
+from service.ledger.reservations import (
+    end_attempt,
+    record_refusal,
+    refusal_idem,
+    reserve,
+    settle,
+    start_attempt,
+    unspent,
+)
 from service.ledger.views import (
     BlockBudget,
     PopulationBudget,
     epsilon_limits,
+    job_history,
     job_statement,
 )
 
 __all__ = [
     "BlockBudget",
     "BlockReserve",
+    "Commitment",
     "PopulationBudget",
     "Receipt",
     "abandon_window",
     "block_reserves",
     "charge_query",
     "charge_window",
+    "commit_audit",
+    "commitment_of",
+    "end_attempt",
     "epsilon_limits",
     "finish_window",
+    "has_incident",
+    "job_history",
     "job_statement",
     "open_window",
     "position",
     "price_of_step",
+    "record_incident",
     "record_refusal",
+    "refusal_idem",
     "reserve",
+    "reveal_audit",
     "settle",
     "start_attempt",
+    "unspent",
 ]

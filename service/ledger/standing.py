@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.ledger import checkpoints
-from service.ledger.models import Cosignature, LedgerGuard, SignedCheckpoint
+from service.ledger.models import Cosignature, LedgerGuard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +48,47 @@ def standing_of(session: Session, log_id: str) -> Standing:
     newest = checkpoints.newest(session, log_id)
     guard = session.get(LedgerGuard, 1)
     quorum = 0 if guard is None else guard.quorum
-    seen_size = guard.quorum_size if guard is not None and quorum else None
-    published, witnesses = None, 0
-    if seen_size is not None:
-        published = session.scalar(
-            select(SignedCheckpoint.size)
-            .where(SignedCheckpoint.log_id == log_id, SignedCheckpoint.system_idx < seen_size)
-            .order_by(SignedCheckpoint.size.desc())
-            .limit(1)
-        )
-        witnesses = witness_count(session, seen_size)
+    published, witnesses = _witnessed(session, log_id) if quorum else (0, 0)
     return Standing(
         integrated=0 if newest is None else newest.size,
-        published=published or 0,
+        published=published,
         quorum=quorum,
         witnesses=witnesses,
     )
 
 
-def witness_count(session: Session, size: int) -> int:
-    """Witnesses that cosigned the system log at this size."""
-    signed = select(func.count()).where(
-        Cosignature.log_id == checkpoints.system_log(session), Cosignature.size == size
+def _witnessed(session: Session, log_id: str) -> tuple[int, int]:
+    """Size of the log's newest witnessed checkpoint, and how many have cosigned above it.
+
+    What was witnessed under the system log before a recovery stays witnessed.
+    """
+    for system in checkpoints.system_logs(session):
+        seen = seen_size(session, system)
+        size = None if seen is None else checkpoints.newest_named(session, log_id, system, seen)
+        if seen is not None and size is not None:
+            return size, witness_count(session, seen, system)
+    return 0, 0
+
+
+def seen_size(session: Session, system: str) -> int | None:
+    """How much of a system log enough witnesses have cosigned; None if they have not."""
+    guard = session.get(LedgerGuard, 1)
+    if guard is None or not guard.quorum:
+        return None
+    if system == checkpoints.system_log(session):
+        return guard.quorum_size
+    return session.scalar(  # a log left behind by a recovery: nobody counts for it any more
+        select(Cosignature.size)
+        .where(Cosignature.log_id == system)
+        .group_by(Cosignature.size)
+        .having(func.count() >= guard.quorum)
+        .order_by(Cosignature.size.desc())
+        .limit(1)
     )
+
+
+def witness_count(session: Session, size: int, system: str | None = None) -> int:
+    """Witnesses that cosigned a system log, or the one in use, at this size."""
+    log_id = checkpoints.system_log(session) if system is None else system
+    signed = select(func.count()).where(Cosignature.log_id == log_id, Cosignature.size == size)
     return session.scalar(signed) or 0

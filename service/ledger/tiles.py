@@ -1,11 +1,14 @@
 """Reads the nodes of a log's tree from stored tiles, so that proofs cost a logarithm.
 
-A tile holds 256 neighbouring hashes of height 8*level. Only full tiles are stored, by the
-publisher, after the entries stand; what is not in a tile yet is folded from below. A tile
-is a copy: fsck compares it with the entries.
+A tile holds 256 neighbouring hashes of height 8*level, and after them their root, so that the
+level above is read without folding what lies below. Only full tiles are stored, by the
+publisher, after the entries stand; what is not in a tile yet comes from below: at most 255
+leaves and, on each level, 255 roots. A tile is a copy: fsck compares it with the entries.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -20,45 +23,102 @@ WIDTH = 1 << LEVEL_HEIGHT
 HASH_CHARS = 64
 
 
-def node_reader(session: Session, log_id: str) -> merkle.NodeReader:
-    """The `NodeReader` of one log."""
+class TileReader:
+    """The `merkle.NodeReader` of one log during one transaction; it asks for each tile once."""
 
-    def read(height: int, number: int) -> str:
+    def __init__(self, session: Session, log_id: str) -> None:
+        self._session, self._log_id = session, log_id
+        self._held: dict[tuple[int, int], list[str]] = {}
+
+    def __call__(self, height: int, number: int) -> str:
+        """The root of a full subtree.
+
+        Raises:
+            LedgerBroken: the log has no such entries.
+        """
         level, rest = divmod(height, LEVEL_HEIGHT)
-        return merkle.fold(hashes_at(session, log_id, level, number << rest, 1 << rest))
+        return merkle.fold(self.hashes(level, number << rest, 1 << rest))
 
-    return read
+    def hashes(self, level: int, first: int, count: int) -> list[str]:
+        """`count` neighbouring hashes of height 8*level; all lie in one tile.
 
+        Raises:
+            LedgerBroken: the log has no such entries.
+        """
+        number, offset = divmod(first, WIDTH)
+        held = self._held.get((level, number), [])
+        if len(held) < offset + count:
+            held = self._stored(level, number) or self.below(level, number, offset + count)
+            self._held[level, number] = held
+        return held[offset : offset + count]
 
-def hashes_at(session: Session, log_id: str, level: int, first: int, count: int) -> list[str]:
-    """`count` neighbouring hashes of height 8*level; all lie in one tile.
+    def below(self, level: int, number: int, count: int) -> list[str]:
+        """The first `count` hashes of a tile, or more, from entries or the tiles below it.
 
-    Raises:
-        LedgerBroken: the log has no such entries.
-    """
-    tile, offset = divmod(first, WIDTH)
-    stored = session.scalar(
-        select(TreeTile.hashes).where(
-            TreeTile.log_id == log_id, TreeTile.level == level, TreeTile.number == tile
+        Raises:
+            LedgerBroken: the log has no such entries.
+        """
+        if level == 0:
+            return self._leaves(number * WIDTH, count)
+        roots = self._roots(level - 1, number * WIDTH)
+        for missing in range(number * WIDTH + len(roots), number * WIDTH + count):
+            roots.append(merkle.fold(self.hashes(level - 1, missing * WIDTH, WIDTH)))
+        return roots
+
+    def _stored(self, level: int, number: int) -> list[str]:
+        found = self._session.scalar(
+            select(TreeTile.hashes).where(
+                TreeTile.log_id == self._log_id,
+                TreeTile.level == level,
+                TreeTile.number == number,
+            )
         )
-    )
-    if stored is not None:
-        return _cut(stored)[offset : offset + count]
-    return from_below(session, log_id, level, first, count)
+        return [] if found is None else _cut(found)[:WIDTH]
+
+    def _roots(self, level: int, first: int) -> list[str]:
+        """Roots of stored tiles from `first` on, up to a gap or the end of a tile above."""
+        rows = self._session.execute(
+            select(TreeTile.number, func.substr(TreeTile.hashes, WIDTH * HASH_CHARS + 1))
+            .where(
+                TreeTile.log_id == self._log_id,
+                TreeTile.level == level,
+                TreeTile.number >= first,
+                TreeTile.number < first + WIDTH,
+            )
+            .order_by(TreeTile.number)
+        )
+        roots: list[str] = []
+        for number, root in rows:
+            if number != first + len(roots):
+                break
+            # an older release stored tiles without their root
+            roots.append(root or merkle.fold(self._stored(level, number)))
+        return roots
+
+    def _leaves(self, first: int, count: int) -> list[str]:
+        rows = self._session.scalars(
+            select(Entry.leaf)
+            .where(Entry.log_id == self._log_id, Entry.idx >= first, Entry.idx < first + WIDTH)
+            .order_by(Entry.idx)
+        ).all()
+        if len(rows) < count:
+            raise LedgerBroken(f"Log {self._log_id} lacks entries from {first} on.")
+        return list(rows)
 
 
-def from_below(session: Session, log_id: str, level: int, first: int, count: int) -> list[str]:
-    """The same hashes, from entries or from the tiles one level below.
+def node_reader(session: Session, log_id: str) -> TileReader:
+    """The `NodeReader` of one log."""
+    return TileReader(session, log_id)
 
-    Raises:
-        LedgerBroken: the log has no such entries.
-    """
-    if level == 0:
-        return _leaves(session, log_id, first, count)
-    return [
-        merkle.fold(hashes_at(session, log_id, level - 1, number * WIDTH, WIDTH))
-        for number in range(first, first + count)
-    ]
+
+def content(hashes: Sequence[str]) -> str:
+    """A full tile as it is stored: its hashes, then their root."""
+    return "".join([*hashes, merkle.fold(hashes)])
+
+
+def is_copy(stored: str, hashes: Sequence[str]) -> bool:
+    """Whether a stored tile holds these hashes, with their root or, as once, without."""
+    return stored in (content(hashes), "".join(hashes))
 
 
 def fill(session: Session, log_id: str, size: int) -> int:
@@ -67,8 +127,8 @@ def fill(session: Session, log_id: str, size: int) -> int:
     while hashes >= WIDTH:
         hashes //= WIDTH  # full tiles of this level, and hashes of the next
         for number in range(_stored(session, log_id, level), hashes):
-            joined = "".join(hashes_at(session, log_id, level, number * WIDTH, WIDTH))
-            row = {"log_id": log_id, "level": level, "number": number, "hashes": joined}
+            full = TileReader(session, log_id).below(level, number, WIDTH)
+            row = {"log_id": log_id, "level": level, "number": number, "hashes": content(full)}
             made += insert_if_absent(session, TreeTile, row)
         level += 1
     return made
@@ -80,17 +140,6 @@ def _stored(session: Session, log_id: str, level: int) -> int:
     )
     found = session.scalar(newest)
     return 0 if found is None else found + 1
-
-
-def _leaves(session: Session, log_id: str, first: int, count: int) -> list[str]:
-    rows = session.scalars(
-        select(Entry.leaf)
-        .where(Entry.log_id == log_id, Entry.idx >= first, Entry.idx < first + count)
-        .order_by(Entry.idx)
-    ).all()
-    if len(rows) != count:
-        raise LedgerBroken(f"Log {log_id} lacks entries from {first} on.")
-    return list(rows)
 
 
 def _cut(hashes: str) -> list[str]:

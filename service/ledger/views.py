@@ -10,9 +10,10 @@ from sqlalchemy.orm import Session
 
 from dp_core.accounting import epsilon_so_far
 from dp_core.events import PoissonGaussian
-from service.ledger import repository
+from service.ledger import repository, spend
 from service.ledger.accounts import account_of
 from service.ledger.errors import LedgerNotFound
+from service.ledger.job_audits import has_incident
 from service.ledger.models import Reservation
 from service.populations.models import Population
 
@@ -172,23 +173,7 @@ def _from_sums(block: str, sums: dict[str, int], so_far: str) -> BlockBudget:
 def _block_budget(
     session: Session, population: Population, block: str, sums: dict[str, int]
 ) -> BlockBudget:
-    return _from_sums(block, sums, _so_far(session, population.id, block, population.delta))
-
-
-def _so_far(
-    session: Session,
-    population_id: str,
-    block: str,
-    delta: str | None,
-    job_id: str | None = None,
-    *,
-    is_fixed_schedule: bool = False,
-) -> str:
-    if delta is None:
-        return "0"
-    charged = repository.tallies(session, population_id=population_id, block=block, job_id=job_id)
-    events = [PoissonGaussian(q=q, noise_multiplier=s, steps=n) for q, s, n in charged]
-    return epsilon_so_far(events, delta, is_fixed_schedule=is_fixed_schedule)
+    return _from_sums(block, sums, spend.of_population(session, population, block))
 
 
 def job_statement(session: Session, job_id: str) -> dict[str, Any]:
@@ -209,6 +194,7 @@ def job_statement(session: Session, job_id: str) -> dict[str, Any]:
         "population": held.population_id,
         "log": held.log_id,
         "state": held.state,
+        "disputed": has_incident(session, job_id),
         "unit": terms["unit"],
         "relation": terms["relation"],
         "alpha_star": held.alpha_star,
@@ -222,6 +208,18 @@ def job_statement(session: Session, job_id: str) -> dict[str, Any]:
         "queries": [_charge(entry) for entry in entries if entry["type"] == "query.charge"],
         "settled": next((_charge(e) for e in entries if e["type"] == "settle"), None),
         "entries": [{"idx": e["idx"], "type": e["type"], "leaf": e["leaf"]} for e in entries],
+    }
+
+
+def job_history(session: Session, job_id: str) -> dict[str, Any]:
+    """Attempts of a job and what became of each window, from its entries; nothing recomputed.
+
+    Windows keep their order of charging: one that was lost stands before its repetition.
+    """
+    entries = repository.entries_of_job(session, job_id)
+    return {
+        "attempts": [_attempt(entry) for entry in entries if entry["type"] == "attempt.started"],
+        "windows": _windows(entries),
     }
 
 
@@ -254,12 +252,9 @@ def _blocks(session: Session, held: Reservation, terms: dict[str, Any]) -> list[
                 str(block.reserved_pico - block.spent_pico) if held.state == "open" else "0"
             ),
             "epsilon_so_far": {
-                "value": _so_far(
-                    session,
-                    held.population_id,
-                    block.block,
+                "value": epsilon_so_far(
+                    spend.events_of_job(session, held.job_id, block.block),
                     delta,
-                    held.job_id,
                     is_fixed_schedule=is_fixed,
                 ),
                 "delta": delta,

@@ -2,7 +2,8 @@
 
 The first look is fsck's full check. Each later one checks every balance (I1, I2, I4) and
 only those entries that are new, so its cost does not grow with the log; a change of an old
-entry that leaves balances alone is found at the next start, or by the verifier.
+entry, or of what lies beside entries, that leaves balances alone is found at the next start,
+by `rldp ledger fsck`, or by the verifier.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from sqlalchemy.orm import Session
 from service.database import Database
 from service.ledger import fsck, guard
 from service.ledger.errors import LedgerBroken
-from service.ledger.fsck import Finding
+from service.ledger.findings import Finding
+from service.ledger.fsck_evidence import check_evidence
 from service.ledger.models import LogHead
 
 logger = logging.getLogger(__name__)
@@ -68,4 +70,6 @@ class Watch:
             findings += replay.findings
             posted.update(replay.posted)
         findings += fsck.check_balances(session, posted)
-        return findings + (fsck.check_populations(session) if is_first else [])
+        if is_first:
+            findings += fsck.check_populations(session) + check_evidence(session)
+        return findings

@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
-from service.dependencies import ReadDep, SessionDep
+from service.dependencies import PublisherDep, ReadDep, SessionDep
+from service.idempotency.once import OnceDep
+from service.ledger import receipts
+from service.ledger.entries import log_of
 from service.ledger.errors import LedgerNotFound
 from service.ledger.schemas import DecimalText, LedgerReader, Steward, StrictModel
 from service.listing import ListQuery, page
@@ -24,23 +27,36 @@ class PopulationCreate(StrictModel):
     code: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
     unit: Literal["patient", "record"] = "patient"
     patients_public: int = Field(ge=2, le=10**9, strict=True)
-    patients_public_basis: Literal["registry", "census", "contract", "estimate", "synthetic"]
+    # `counted`: the exact number in the data. Certificates then say `size_declared_exact`.
+    patients_public_basis: Literal[
+        "registry", "census", "contract", "estimate", "synthetic", "counted"
+    ]
     validation_fraction: DecimalText = "0"
     overlap_with: list[str] | None = Field(default=None, max_length=100)
 
 
 @router.post("", status_code=201)
 def create_population(
-    body: PopulationCreate, subject: Steward, session: SessionDep, response: Response
+    body: PopulationCreate,
+    subject: Steward,
+    session: SessionDep,
+    publisher: PublisherDep,
+    response: Response,
+    once: OnceDep,
 ) -> dict[str, Any]:
-    population = service.register(
-        session,
-        tenant_id=subject.tenant_id,
-        actor=subject.principal_id,
-        **body.model_dump(),
-    )
-    response.headers["Location"] = f"/v1/populations/{population.id}"
-    return service.population_to_dict(population)
+    def make() -> dict[str, Any]:
+        population = service.register(
+            session,
+            tenant_id=subject.tenant_id,
+            actor=subject.principal_id,
+            **body.model_dump(),
+        )
+        response.headers["Location"] = f"/v1/populations/{population.id}"
+        log_id, idem = log_of(session, subject.tenant_id), f"{population.id}/registered"
+        signed = receipts.of_entries(session, publisher.keys, log_id, [idem])
+        return {**service.population_to_dict(population), "receipts": signed}
+
+    return once.answer(body, make)
 
 
 @router.get("")

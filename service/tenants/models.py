@@ -39,3 +39,4 @@ class Principal(Base):
     role: Mapped[str] = mapped_column(String(16))
     public_key: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[int] = mapped_column(BigInteger)
+    blocked_at: Mapped[int | None] = mapped_column(BigInteger)  # from then on, no way in

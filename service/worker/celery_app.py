@@ -23,7 +23,6 @@ from service.database import Database
 from service.ids import new_id
 from service.settings import Settings
 from service.worker.launch import die_with_parent
-from service.worker.supervisor import runner_command
 from service.worker.tasks import RING, Command, Slot
 
 LEAVE_SECONDS = 8.0
@@ -83,7 +82,7 @@ def ring(app: Celery, job_id: str) -> None:
     app.send_task(RING, kwargs={"job_id": job_id}, ignore_result=True, retry=False)
 
 
-def make_worker(settings: Settings, command: Command = runner_command) -> Celery:
+def make_worker(settings: Settings, command: Command | None = None) -> Celery:
     """The application with its task and with the slot of each pool child."""
     app = make_app(settings)
     holder: dict[str, Slot] = {}
@@ -104,6 +103,7 @@ def make_worker(settings: Settings, command: Command = runner_command) -> Celery
         )
         holder["slot"] = slot
         threading.Thread(target=slot.poll_forever, name="database-poll", daemon=True).start()
+        threading.Thread(target=slot.beat_forever, name="heartbeat", daemon=True).start()
 
     def on_child_stop(**_: Any) -> None:
         if "slot" in holder:
@@ -121,7 +121,7 @@ def make_worker(settings: Settings, command: Command = runner_command) -> Celery
     return app
 
 
-def run_worker(settings: Settings, command: Command = runner_command) -> None:
+def run_worker(settings: Settings, command: Command | None = None) -> None:
     """Runs one worker with one slot until it is told to stop."""
     os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")  # read by Celery: leave, do not wait
     make_worker(settings, command).worker_main(

@@ -2,7 +2,8 @@
 
 A checkpoint is a directory `attempt-{epoch}/step-{n}`, written under another name,
 fsynced and renamed; it exists for a resume only when its row is committed under the
-epoch (service.md 11).
+epoch (service.md 11). Its files are sealed under the job's key; the digest in the row is of
+what they hold.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 
 from dp_core.errors import CheckpointMismatch
 from service.database import Database
+from service.jobs.keys import JobFiles, checkpoint_label
 from service.jobs.runtime import latest_checkpoint, record_checkpoint
+from service.sealing.errors import SealError
 
 KEPT = 2  # of one attempt: the newest and the one before
 
@@ -23,8 +26,10 @@ KEPT = 2  # of one attempt: the newest and the one before
 class DirectoryCheckpoints:
     """`dp_core.ports.CheckpointStore` below a job's directory."""
 
-    def __init__(self, db: Database, *, job_id: str, epoch: int, job_dir: Path) -> None:
-        self._db, self._job_id, self._epoch = db, job_id, epoch
+    def __init__(
+        self, db: Database, *, job_id: str, epoch: int, job_dir: Path, files: JobFiles
+    ) -> None:
+        self._db, self._job_id, self._epoch, self._files = db, job_id, epoch, files
         self._root = job_dir / f"attempt-{epoch}"
         self._written: list[Path] = []
 
@@ -40,7 +45,7 @@ class DirectoryCheckpoints:
         for name, content in files.items():
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _write_durably(path, content)
+            self._files.write(path, content, label=checkpoint_label(self._epoch, step, name))
         partial.rename(target)
         _sync_directory(self._root)
         record_checkpoint(
@@ -67,11 +72,18 @@ class DirectoryCheckpoints:
         if row is None:
             return None
         directory = Path(row.directory)
-        files = {
-            str(path.relative_to(directory)): path.read_bytes()
+        names = [
+            (str(path.relative_to(directory)), path)
             for path in sorted(directory.rglob("*"))
             if path.is_file()
-        }
+        ]
+        try:
+            files = {
+                name: self._files.read(path, label=checkpoint_label(row.epoch, row.step, name))
+                for name, path in names
+            }
+        except SealError:
+            raise CheckpointMismatch("The newest checkpoint's files cannot be opened.") from None
         if digest_of(files) != row.sha256:
             raise CheckpointMismatch("The newest checkpoint's files do not match its row.")
         return files
@@ -84,13 +96,6 @@ def digest_of(files: Mapping[str, bytes]) -> str:
         total.update(hashlib.sha256(name.encode()).digest())
         total.update(hashlib.sha256(files[name]).digest())
     return total.hexdigest()
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
 
 
 def _sync_directory(path: Path) -> None:

@@ -18,6 +18,7 @@ from dp_core.errors import BudgetExhausted, JournalRefused, JournalUnavailable, 
 from dp_core.ports import ChunkCharge, ChunkPermit, JournalPosition, QueryCharge, QueryPermit
 from service.database import Database
 from service.jobs.errors import FencedOut
+from service.jobs.lifecycle import CHARGING, FINISHING, State
 from service.jobs.runtime import fence
 from service.ledger import service as ledger
 from service.ledger.errors import EscrowExhausted, LedgerError, StaleEpoch
@@ -38,7 +39,8 @@ class LedgerJournal:
         receipt = self._fenced(
             lambda session: ledger.charge_window(
                 session, job_id=self._job_id, epoch=self._epoch, charge=charge
-            )
+            ),
+            states=CHARGING,
         )
         return ChunkPermit(
             attempt=charge.attempt,
@@ -79,10 +81,10 @@ class LedgerJournal:
         with self._db.reading() as session:
             return ledger.position(session, job_id=self._job_id, epoch=self._epoch)
 
-    def _fenced(self, write: Callable[[Session], T]) -> T:
+    def _fenced(self, write: Callable[[Session], T], *, states: frozenset[State] = FINISHING) -> T:
         def transaction() -> T:
             with self._db.transaction() as session:
-                fence(session, self._job_id, self._epoch)
+                fence(session, self._job_id, self._epoch, states=states)
                 return write(session)
 
         return self._translated(transaction)

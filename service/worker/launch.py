@@ -13,6 +13,7 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
+TIED = "RLDP_TIED"  # process ids of the launched ancestors, each followed by a comma
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -32,6 +33,8 @@ def die_with_parent(parent_pid: int) -> None:
 def main() -> None:
     parent_pid, command = int(sys.argv[1]), sys.argv[2:]
     die_with_parent(parent_pid)
+    # Whoever descends from here can be told by it, also in a session of its own.
+    os.environ[TIED] = f"{os.environ.get(TIED, '')}{os.getpid()},"
     os.execv(command[0], command)
 
 

@@ -12,25 +12,31 @@ import threading
 from dp_core.ports import ChunkPermit, EvaluationReport, StopRequest, WindowReport
 from dp_core.telemetry import WindowTelemetry
 from service.database import Database
+from service.jobs.lifecycle import State
 from service.jobs.runtime import Metric, record_evaluation, record_step, record_window
 
 
 class JobProgress:
-    """`dp_core.ports.ProgressSink` over the job's tables. `stop` is set by a signal."""
+    """`dp_core.ports.ProgressSink` over the job's tables. `stop` is set by a signal.
+
+    A pause comes with the answer to each report, so it costs no question of its own. One
+    that comes between the last report of a window and the next charge is met by the fence.
+    """
 
     def __init__(self, db: Database, *, job_id: str, epoch: int, stop: threading.Event) -> None:
         self._db, self._job_id, self._epoch, self._stop = db, job_id, epoch, stop
+        self._state = State.STARTING
 
     def window_opened(self, permit: ChunkPermit) -> None:
         """Nothing to add: the ledger's entry tells it."""
 
     def step_finished(self, step: int) -> None:
-        record_step(self._db, self._job_id, self._epoch, step)
+        self._state = record_step(self._db, self._job_id, self._epoch, step)
 
     def window_finished(self, report: WindowReport) -> None:
         seen = report.telemetry
         loss = "" if seen.loss is None else f", noised training loss {_text(seen.loss.value)}"
-        record_window(
+        self._state = record_window(
             self._db,
             self._job_id,
             self._epoch,
@@ -54,7 +60,9 @@ class JobProgress:
         )
 
     def stop_requested(self) -> StopRequest | None:
-        return "cancel" if self._stop.is_set() else None
+        if self._stop.is_set():
+            return "cancel"
+        return "pause" if self._state is State.PAUSING else None
 
 
 def metrics_of(seen: WindowTelemetry) -> list[Metric]:

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import importlib.metadata
 import os
-import secrets
 import signal
 import sys
 import threading
@@ -24,35 +23,50 @@ from sqlalchemy.exc import DBAPIError
 from transformers.utils import logging as transformers_logging
 
 from controller.factory import make_policy
-from dp_core.artifact import save_adapter
-from dp_core.base_model import load_base
+from dp_core.artifact import adapter_files
 from dp_core.certificate import job_claim
+from dp_core.distributed import from_environment
 from dp_core.errors import (
     CheckpointMismatch,
     JournalError,
     JournalUnavailable,
     PlanError,
+    RankLost,
+    RanksDiffer,
     RecordsUnreadable,
     SelfCheckFailed,
     StaleAttempt,
     UnsupportedError,
 )
 from dp_core.events import canonical_digest
-from dp_core.lora import attach_adapters, clip_groups
 from dp_core.noise import make_noise_source, require_private
-from dp_core.plan import Performance, RunPlan
-from dp_core.records import Blocks, load_blocks
+from dp_core.plan import RunPlan
+from dp_core.ranks import SINGLE, Ranks
 from dp_core.second_opinion import prv_epsilon_upper
-from dp_core.selfcheck import check_engine
 from dp_core.training import PrivateTraining, TrainingResult
+from service.artifacts.service import label_of
+from service.audits.controls import controls_of
 from service.database import Database
 from service.jobs.errors import FencedOut
+from service.jobs.keys import AttemptKeys, JobFiles, load_keys
 from service.jobs.runtime import ArtifactFile, Work, finish, load_work, renew_lease
+from service.sealing.errors import DiskFull, KeyUnavailable, SealError
+from service.sealing.keyring import Keyring
 from service.settings import Settings
+from service.worker.audit import (
+    AuditFailed,
+    KeptAudit,
+    audit_before_data,
+    code_version,
+    keep_run_audit,
+)
 from service.worker.checkpoints import DirectoryCheckpoints
 from service.worker.exit_codes import ExitCode
+from service.worker.follower import JOB_ORDER, follow
+from service.worker.inputs import Inputs, ModelMissing, adapted_model, performance_of, read_blocks
 from service.worker.journal import LedgerJournal
 from service.worker.progress import JobProgress
+from service.worker.run_audit import RunAudit, open_run_audit
 
 VERSIONED = ("torch", "opacus", "transformers", "peft", "stable-baselines3", "dp-accounting")
 CRASHED = 1
@@ -74,8 +88,7 @@ class LeaseKeeper(threading.Thread):
     def run(self) -> None:
         lease = self._work.lease_seconds
         renewed = time.monotonic()
-        while True:
-            time.sleep(lease / 4)
+        while True:  # at once: loading the interpreter may have used most of the first lease
             try:
                 work = self._work
                 if not renew_lease(self._db, work.job_id, work.epoch, work.worker_id):
@@ -84,21 +97,32 @@ class LeaseKeeper(threading.Thread):
             except DBAPIError:
                 if time.monotonic() - renewed > lease * 0.75:
                     os._exit(ExitCode.FENCED_OUT)
+            time.sleep(lease / 4)
 
 
-def run_attempt(settings: Settings, *, job_id: str, epoch: int) -> ExitCode:
-    """Runs one attempt to its end and returns how it ended."""
+def run_attempt(settings: Settings, *, job_id: str, epoch: int, ranks: Ranks = SINGLE) -> ExitCode:
+    """Runs one attempt to its end and returns how it ended.
+
+    With several ranks this is rank 0: it alone asks ledger and database, and what the
+    others need comes from it.
+    """
     db = Database(settings.resolved_database_url)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     work = load_work(db, job_id, epoch)
     LeaseKeeper(settings, work).start()
-    plan = RunPlan.from_dict(work.plan)
-    performance = performance_of(settings)
+    keys = load_keys(db, Keyring.of(settings), job_id, epoch)
+    inputs = _inputs(work, keys)
+    ranks.tell(JOB_ORDER, inputs.to_document())
+    plan, performance = inputs.plan, performance_of(settings)
     noise_source = make_noise_source(plan.noise_source)
     require_private(noise_source)
-    model, tokenizer = _model(work, plan, performance)
-    blocks = _blocks(work, plan, tokenizer)
+    model, tokenizer = adapted_model(inputs, performance)
+    before = audit_before_data(db, work, plan, model, performance, settings.image_digest or None)
+    # The units of an audit are drawn beside the patients, which other ranks know nothing of.
+    attacks_run = settings.audit_in_job and ranks.world_size == 1
+    run_audit = open_run_audit(db, work, plan, model) if attacks_run else None
+    blocks = read_blocks(inputs, tokenizer)
     training = PrivateTraining(
         plan=plan,
         model=model,
@@ -111,67 +135,66 @@ def run_attempt(settings: Settings, *, job_id: str, epoch: int) -> ExitCode:
         ),
         journal=LedgerJournal(db, job_id=job_id, epoch=epoch),
         checkpoints=DirectoryCheckpoints(
-            db, job_id=job_id, epoch=epoch, job_dir=Path(work.job_dir)
+            db, job_id=job_id, epoch=epoch, job_dir=Path(work.job_dir), files=keys.files
         ),
         progress=JobProgress(db, job_id=job_id, epoch=epoch, stop=stop),
         noise_source=noise_source,
         performance=performance,
+        ranks=ranks,
+        audit=None if run_audit is None else run_audit.steps,
     )
     result = training.run()
     if result.outcome == "cancelled":
         return ExitCode.CANCELLED
+    if result.outcome == "paused":
+        return ExitCode.PAUSED
     if result.steps_finished == 0:
         return ExitCode.NO_CHECKPOINT
-    return _publish(db, work, plan, training, result)
+    audit = _finish_audit(settings, db, work, training, run_audit, before)
+    adapter = _seal_adapter(work, training.model, keys.files)
+    return _publish(db, work, plan, training, result, adapter, audit)
 
 
-def performance_of(settings: Settings) -> Performance:
-    """What the operator set for speed and memory; beyond rounding no release depends on it."""
-    return Performance(
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        patients_per_microbatch=settings.microbatch_patients,
-        base_dtype=settings.base_dtype,
-        checkpointing=settings.checkpointing,
-        autocast=settings.autocast,
+def _finish_audit(
+    settings: Settings,
+    db: Database,
+    work: Work,
+    training: PrivateTraining,
+    run_audit: RunAudit | None,
+    before: KeptAudit,
+) -> KeptAudit:
+    if run_audit is None:
+        return before
+    made = run_audit.finish(
+        work,
+        steps_started=training.journal.position().steps_started,
+        controls=controls_of(settings),
+        code_commit=code_version(),
+        image_digest=settings.image_digest or None,
     )
+    return keep_run_audit(db, work, made, before)
 
 
-def _model(work: Work, plan: RunPlan, performance: Performance) -> tuple[Any, Any]:
-    """The adapted model, proven on public rows before any private row is read."""
-    base, tokenizer = load_base(
-        Path(work.model_dir), performance, expected_digest=plan.base_model_digest
-    )
-    vocabulary = int(base.config.vocab_size)
-    model = attach_adapters(base, plan.adapter, seed=plan.seed, performance=performance).to(
-        performance.device
-    )
-    check_engine(
-        model,
-        clip_groups(model, plan.clipping.grouping),
-        vocabulary=vocabulary,
-        seed=secrets.randbelow(2**31),
-        performance=performance,
-    )
-    return model, tokenizer
-
-
-def _blocks(work: Work, plan: RunPlan, tokenizer: Any) -> Blocks:
-    return load_blocks(
-        Path(work.dataset_path),
-        expected_sha256=work.dataset_sha256,
-        tokenizer=tokenizer,
-        tokens_per_row=plan.tokens_per_row,
+def _inputs(work: Work, keys: AttemptKeys) -> Inputs:
+    return Inputs(
+        plan=RunPlan.from_dict(work.plan),
+        model_dir=Path(work.model_dir),
+        rows=keys.rows,
+        dataset_sha256=work.dataset_sha256,
         split_key=work.split_key,
-        validation_fraction=plan.validation.fraction if plan.validation else None,
     )
 
 
 def _publish(
-    db: Database, work: Work, plan: RunPlan, training: PrivateTraining, result: TrainingResult
+    db: Database,
+    work: Work,
+    plan: RunPlan,
+    training: PrivateTraining,
+    result: TrainingResult,
+    adapter: list[ArtifactFile],
+    audit: KeptAudit,
 ) -> ExitCode:
-    """Writes adapter files, then certificate, settle and final state in one transaction."""
-    directory = Path(work.job_dir) / f"adapter-{work.epoch}"
-    paths = save_adapter(training.model, directory, base_model_name=work.model)
+    """Certificate, settle and final state in one transaction."""
     position = training.journal.position()
     certificate = job_claim(
         plan,
@@ -186,7 +209,7 @@ def _publish(
         policy=training.policy.name,
         policy_digest=training.policy.digest(),
         second_opinion=(
-            prv_epsilon_upper([plan.training_event()], plan.delta)
+            prv_epsilon_upper(plan.training_events(), plan.delta)
             if plan.mode == "fixed_sigma"
             else None
         ),
@@ -199,14 +222,25 @@ def _publish(
         work.job_id,
         work.epoch,
         final_state=OUTCOME_STATES[result.outcome],
-        artifacts=[_artifact(path) for path in paths],
+        artifacts=[*adapter, *(_artifact(path, path.read_bytes()) for path in audit.files)],
         certificate=certificate,
+        audit=audit.found if audit.found.revealed_seed is not None else None,
     )
     return ExitCode.DONE if result.outcome == "completed" else ExitCode.BUDGET_STOP
 
 
-def _artifact(path: Path) -> ArtifactFile:
-    content = path.read_bytes()
+def _seal_adapter(work: Work, model: Any, files: JobFiles) -> list[ArtifactFile]:
+    """Nobody has released it yet: it lies sealed until two stewards do."""
+    directory = Path(work.job_dir) / f"adapter-{work.epoch}"
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    made = []
+    for name, content in adapter_files(model, base_model_name=work.model).items():
+        files.write(directory / name, content, label=label_of(name))
+        made.append(_artifact(directory / name, content))
+    return made
+
+
+def _artifact(path: Path, content: bytes) -> ArtifactFile:
     return ArtifactFile(
         name=path.name,
         path=str(path),
@@ -223,10 +257,22 @@ def exit_code_of(error: BaseException) -> ExitCode | None:
         return ExitCode.LEDGER_UNREACHABLE
     if isinstance(error, JournalError | PlanError):
         return ExitCode.LEDGER_REFUSED
-    if isinstance(error, RecordsUnreadable | CheckpointMismatch):
+    if isinstance(error, KeyUnavailable):
+        return ExitCode.KEY_UNAVAILABLE
+    if isinstance(error, ModelMissing):
+        return ExitCode.MODEL_MISSING
+    if isinstance(error, DiskFull):
+        return ExitCode.DISK_FULL
+    if isinstance(error, RecordsUnreadable | CheckpointMismatch | SealError):
         return ExitCode.DATA_UNREADABLE
+    if isinstance(error, RankLost):
+        return ExitCode.RANK_LOST
+    if isinstance(error, RanksDiffer):
+        return ExitCode.RANKS_DIFFER
     if isinstance(error, SelfCheckFailed):
         return ExitCode.SELF_CHECK_FAILED
+    if isinstance(error, AuditFailed):
+        return ExitCode.AUDIT_FAILED
     if isinstance(error, UnsupportedError | OSError):
         return ExitCode.MODEL_REFUSED
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -235,15 +281,20 @@ def exit_code_of(error: BaseException) -> ExitCode | None:
 
 
 def main() -> NoReturn:
-    """Entry point of the trainer process."""
+    """Entry point of the trainer process; of each rank, where torchrun starts several."""
     parser = argparse.ArgumentParser(description="Run one attempt of one fine-tuning job.")
-    parser.add_argument("--job", required=True, help="job id, ftjob-...")
-    parser.add_argument("--epoch", required=True, type=int, help="the claim's epoch")
-    arguments = parser.parse_args()
+    parser.add_argument("--job", default="", help="job id, ftjob-...; read by rank 0 alone")
+    parser.add_argument("--epoch", default=0, type=int, help="the claim's epoch")
+    told = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        code = run_attempt(Settings(), job_id=arguments.job, epoch=arguments.epoch)
+        ranks, settings = from_environment(), Settings()
+        if ranks.rank == 0:
+            code = run_attempt(settings, job_id=told.job, epoch=told.epoch, ranks=ranks)
+        else:
+            follow(settings, ranks)
+            code = ExitCode.DONE
     except Exception as error:
         # The type's name is ours or a library's, never data; the text stays in here.
         print(f"attempt ended by {type(error).__name__}", file=sys.stderr, flush=True)

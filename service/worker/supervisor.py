@@ -1,7 +1,7 @@
 """Watches over one attempt: a fresh interpreter that trains, and the row that says whose it is.
 
 Guarantee: when `supervise` returns, no process of the attempt runs any more, and the job
-is finished, waits for another attempt, or belongs to somebody else. It writes no charge
+is finished, paused, waits for another attempt, or belongs to somebody else. It writes no charge
 and no result; those are the trainer's, under its fence.
 """
 
@@ -32,10 +32,14 @@ LEAVING_SECONDS = 15.0
 SECOND = 1_000_000
 
 
-def runner_command(claim: Claim) -> list[str]:
-    """The trainer of a claimed job, in a fresh interpreter: CUDA never meets fork."""
+def runner_command(claim: Claim, processes: int = 1) -> list[str]:
+    """The trainer of a claimed job, in a fresh interpreter: CUDA never meets fork.
+
+    With several processes it is torchrun, which starts the trainer on each rank.
+    """
+    module = "runner" if processes == 1 else "rank_agent"
     return [
-        *(sys.executable, "-m", "service.worker.runner"),
+        *(sys.executable, "-m", f"service.worker.{module}"),
         *("--job", claim.job_id, "--epoch", str(claim.epoch)),
     ]
 
@@ -65,7 +69,9 @@ class Supervisor:
         # Waiting threads sleep instead of spinning: on a busy host a step is five times faster.
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         process = start_tied(
-            self.command or runner_command(self.claim), environment=environment, quiet=True
+            self.command or runner_command(self.claim, self.settings.ranks_per_job),
+            environment=environment,
+            quiet=True,
         )
         logger.info("attempt started", extra=self._context())
         try:
@@ -144,7 +150,10 @@ class Supervisor:
         hold = self._wait_for_look()
         if hold.epoch != self.claim.epoch or hold.state not in LEASED:
             return hold.state if hold.epoch == self.claim.epoch else None
-        if return_code == ExitCode.FENCED_OUT:
+        if hold.state is State.PAUSING and return_code in (ExitCode.PAUSED, ExitCode.FENCED_OUT):
+            # Fenced out of a new window: the pause came just after the last one's end.
+            reason, permanent = Reason.PAUSE_REQUESTED, False
+        elif return_code == ExitCode.FENCED_OUT:
             reason, permanent = Reason.LEASE_EXPIRED, False
         else:  # `DONE` while the row says otherwise is a crash as well
             reason, permanent = failure_of(return_code)

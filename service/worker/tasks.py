@@ -9,12 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from service.database import Database
+from service.fleet import registry
 from service.jobs.leases import Claim, claim
 from service.settings import Settings
-from service.worker.supervisor import Supervisor, runner_command
+from service.worker.device import device_name
+from service.worker.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +34,7 @@ class Slot:
     db: Database
     settings: Settings
     worker_id: str
-    command: Command = runner_command
+    command: Command | None = None  # in tests, in place of the trainer
     stop: threading.Event = field(default_factory=threading.Event)
     _busy: threading.Lock = field(default_factory=threading.Lock)
 
@@ -53,6 +58,8 @@ class Slot:
             self._busy.release()
 
     def _claim(self, job_id: str | None) -> Claim | None:
+        if registry.is_draining(self.db, self.worker_id):
+            return None
         return claim(
             self.db,
             worker_id=self.worker_id,
@@ -67,7 +74,7 @@ class Slot:
             settings=self.settings,
             worker_id=self.worker_id,
             claim=claimed,
-            command=self.command(claimed),
+            command=None if self.command is None else self.command(claimed),
             stop=self.stop,
         ).run()
 
@@ -76,6 +83,8 @@ class Slot:
         self.stop.set()
         if self._busy.acquire(timeout=wait_seconds):
             self._busy.release()
+        with suppress(SQLAlchemyError):  # it will be called deaf instead
+            registry.leave(self.db, self.worker_id)
 
     def poll_forever(self) -> None:
         """Looks into the database now and then: a silent broker costs latency only."""
@@ -84,6 +93,31 @@ class Slot:
                 self.work()
             except Exception as error:  # the poll outlives every accident; texts stay inside
                 logger.warning("poll failed", extra={"code": type(error).__name__})
+
+    def beat_forever(self) -> None:
+        """Says that the worker lives, four times a lease, also while its slot is busy."""
+        beat_seconds = max(1, self.settings.lease_seconds // 4)
+        has_joined = False
+        while True:
+            try:
+                if has_joined:
+                    registry.beat(self.db, self.worker_id)
+                else:
+                    self._join(beat_seconds)
+                    has_joined = True
+            except Exception as error:  # the database is away: others see the silence
+                logger.warning("no sign of life", extra={"code": type(error).__name__})
+            if self.stop.wait(beat_seconds):
+                return
+
+    def _join(self, beat_seconds: int) -> None:
+        registry.join(
+            self.db,
+            self.worker_id,
+            device=device_name(),
+            version=installed_versions()["rldp"],
+            beat_seconds=beat_seconds,
+        )
 
 
 def installed_versions() -> dict[str, str]:

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 import pytest
 from fastapi import FastAPI, Query
 from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.edge import Edge
 from service.error_table import DOMAIN_ERRORS, as_service_error
 from service.errors import STATUS_OF_CODE, ServiceError, StateConflict
+from service.gauges import http_seconds
 from service.jobs.errors import FieldInvalid as JobFieldInvalid
 from service.ledger.errors import BudgetExceeded
 from service.listing import ListQuery
@@ -56,7 +58,7 @@ def client() -> TestClient:
         )
 
     install_handlers(app)
-    app.add_middleware(Edge)
+    app.add_middleware(Edge, seconds=http_seconds(CollectorRegistry()))
     return TestClient(app)
 
 
@@ -214,3 +216,37 @@ class TestTable:
     def test_a_code_cannot_be_used_with_another_status(self) -> None:
         with pytest.raises(AssertionError):
             ServiceError(409, "not_found", "x")
+
+
+class TestNul:
+    """PostgreSQL holds and seeks no text with NUL; SQLite does, so both must refuse it first."""
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("GET", "/v1/files/a%00b", None),
+            ("GET", "/v1/files?after=a%00b", None),
+            ("POST", "/v1/fine_tuning/jobs/a%00b/cancel", None),
+            ("POST", "/v1/datasets", {"population": "a\0b"}),
+            ("POST", "/v1/populations", {"code": "abc", "overlap_with": ["a\0b"]}),
+            ("POST", "/v1/fine_tuning/jobs", {"model": "m", "training_file": "a\0b"}),
+            ("POST", "/v1/fine_tuning/jobs", {"metadata": {"a\0b": "c"}}),
+        ],
+    )
+    def test_is_refused_before_the_database(
+        self, hospital: Hospital, method: str, path: str, body: Any
+    ) -> None:
+        headers = hospital.people["steward"].headers
+        answer = hospital.client.request(method, path, json=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_json")
+
+    @pytest.mark.parametrize("text", [b"a\0b", b"\xff\xfe"])
+    def test_and_in_a_form(self, hospital: Hospital, text: bytes) -> None:
+        body = (
+            b'--x\r\nContent-Disposition: form-data; name="dataset"\r\n\r\n' + text + b"\r\n--x--"
+        )
+        headers = hospital.people["steward"].headers | {
+            "Content-Type": "multipart/form-data; boundary=x"
+        }
+        answer = hospital.client.post("/v1/files", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "dataset")

@@ -26,7 +26,7 @@ def test_production_takes_postgresql_and_embedded_needs_nothing() -> None:
 
 
 def test_what_the_operator_sets_for_speed_reaches_the_trainer() -> None:
-    from service.worker.runner import performance_of
+    from service.worker.inputs import performance_of
 
     chosen = performance_of(
         Settings(microbatch_patients=3, base_dtype="bfloat16", checkpointing="non_reentrant")
@@ -45,3 +45,8 @@ def test_production_refuses_a_log_that_nobody_else_watches() -> None:
 def test_a_quorum_needs_witnesses() -> None:
     with pytest.raises(ValidationError, match="RLDP_WITNESSES"):
         Settings(witness_quorum=1)
+
+
+def test_keys_lie_with_the_data_or_where_they_are_mounted() -> None:
+    assert Settings(data_dir=Path("d")).keys_dir == Path("d/keys")
+    assert Settings(data_dir=Path("d"), keys_folder=Path("mounted")).keys_dir == Path("mounted")

@@ -93,6 +93,65 @@ class TestPdf:
         assert certificate_pdf(statement) == certificate_pdf(copy.deepcopy(statement))
 
 
+AUDIT = {
+    "canaries": 1000,
+    "data": "synthetic text, before patients' records were opened",
+    "one_run_lower_bound": None,
+    "reasons": ["T2 was not run"],
+    "report_sha256": "e" * 64,
+    "scores_sha256": "f" * 64,
+    "self_test": "PASS",
+    "self_test_alarm_level": "1e-6",
+    "self_test_min_p": "0.372",
+    "statement": "The audit allows no conclusion about the claim: T2 was not run.",
+    "steps": 20,
+    "tier": "T1",
+    "verdict": "INCONCLUSIVE",
+}
+
+
+class TestAudit:
+    """What label and PDF say of the audit, and what they must not let a reader think."""
+
+    @pytest.fixture
+    def audited(self, statement: dict[str, Any]) -> dict[str, Any]:
+        evidence = statement["predicate"]["evidence"] | {"empirical_audit": AUDIT}
+        return told(statement, evidence=evidence)
+
+    def test_label_and_pdf_name_what_was_and_was_not_attacked(
+        self, audited: dict[str, Any]
+    ) -> None:
+        text = _squeezed(text_of(certificate_pdf(audited)))
+        for part in (
+            "self-test on synthetic text: no fault found in 20 steps",
+            "1000 gradient canaries, smallest adjusted p 0.372, alarm below 1e-6",
+            "audit as a whole: INCONCLUSIVE",
+            "The run on patients' records was not attacked",
+            "this is no evidence that epsilon is right",
+            AUDIT["statement"],
+        ):
+            assert _squeezed(str(part)) in text, part
+        assert "no fault found in 20 steps" in label.label_text(audited["predicate"])
+
+    def test_a_bound_shown_in_the_run_is_told_in_words(self, statement: dict[str, Any]) -> None:
+        bound = {"confidence": "95 %", "largest": "7.25", "method": "f-DP", "value": "0.76"}
+        audit = AUDIT | {"tier": "T2", "one_run_lower_bound": bound}
+        evidence = statement["predicate"]["evidence"] | {"empirical_audit": audit}
+        sections = sections_of(told(statement, evidence=evidence))
+        (fact,) = [f for s in sections for f in s.facts if f.name == "Lower bound on epsilon"]
+        assert fact.value == "0.76"
+        assert fact.note == "of at most 7.25 that this audit could have shown (95 %, f-DP)"
+
+    def test_no_number_of_it_is_invented(self, audited: dict[str, Any]) -> None:
+        text = text_of(certificate_pdf(audited))
+        text = re.sub(r"SHA-256 of the certificate: [0-9a-f]{64}\s+page \d+ of \d+", "", text)
+        known = _numbers(json.dumps(audited)) | _derived(audited["predicate"]) | WORDED
+        assert _numbers(text) <= known
+
+    def test_an_absent_audit_is_told_as_absent(self, statement: dict[str, Any]) -> None:
+        assert "Empirical audit: none was made" in label.label_text(statement["predicate"])
+
+
 class TestEpsilon:
     def test_each_stands_with_delta_unit_relation_rule_scope_and_guarantee(
         self, statement: dict[str, Any]
@@ -147,6 +206,17 @@ class TestRegistryRecord:
         assert (record["status"], record["tier"]) == ("Draft", 3)
         for term in ("one patient", "added or removed", claim["scope"], "a guarantee"):
             assert term in loss["privacy_parameters_details"]
+
+    def test_a_schedule_of_the_noise_is_told_in_words(self, statement: dict[str, Any]) -> None:
+        mechanism = statement["predicate"]["mechanism"] | {
+            "noise_schedule": [{"level": "1.2", "steps": 20}, {"level": "0.9", "steps": 30}]
+        }
+        changed = told(statement, mechanism=mechanism)
+        record = yaml.safe_load(registry_yaml(changed, issued_us=ISSUED_US))
+        words = record["deployment"]["implementation"]["mechanisms"]
+        assert "noise schedule: 1.2 for 20 steps, 0.9 for 30 steps" in words
+        pages = _squeezed(text_of(certificate_pdf(changed)))
+        assert _squeezed("1.2 for 20 steps, 0.9 for 30 steps") in pages
 
     def test_every_field_of_the_third_tier_is_filled(self, statement: dict[str, Any]) -> None:
         deployment = yaml.safe_load(registry_yaml(statement, issued_us=ISSUED_US))["deployment"]

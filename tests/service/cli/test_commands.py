@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from service.auth.identities import identity_id
 from service.auth.keys import authenticate
 from service.bootstrap import bootstrap
 from service.cli import app
@@ -21,7 +22,12 @@ from service.settings import Settings
 from tests.service.ledger import world as lw
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMANDS = ("up", "migrate", "demo", "verify", "ledger", "keys", "api", "dispatcher", "worker")
+COMMANDS = (
+    *("up", "migrate", "demo", "verify", "ledger", "keys", "api", "dispatcher", "worker"),
+    "bench",
+    "people",
+    "policy",
+)
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -75,6 +81,17 @@ class TestHelp:
         )
         assert done.stdout.strip() == "set()"
 
+    def test_the_benchmark_teaches_and_names_what_it_cannot_run(self, tmp_path: Path) -> None:
+        code, text = run("bench", "utility", "--help")
+        assert code == 0 and "equal privacy" in text and "--suite cpu" in text
+        options = ("--out", str(tmp_path), "--data", str(tmp_path))
+        wrongs = (("--suite", "cpu"), ("--arms", "reference"), ("--corpus", "diabetes130"))
+        for wrong, hint in wrongs:
+            code, text = run("bench", "utility", *options, wrong, "nonesuch")
+            assert code == 2 and hint in text
+        code, text = run("bench", "utility", *options)
+        assert code == 2 and "--data" in text
+
     def test_the_guided_run_lists_its_own_options(self) -> None:
         code, text = run("demo", "--help")
         assert code == 0 and "--epsilon" in text
@@ -105,6 +122,66 @@ class TestKeys:
         code, text = run("keys", "create", person, "--data-dir", str(hospital.data_dir))
         assert code != 0
         assert ("usr_" in text) == (person == "steward"), "the two stewards are listed"
+
+
+class TestPeople:
+    USER = ("--user", "8d0c")
+
+    @pytest.fixture(autouse=True)
+    def provider(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RLDP_OIDC_ISSUER", "https://id.example")
+        monkeypatch.setenv("RLDP_OIDC_AUDIENCE", "rldp-api")
+
+    def call(self, hospital: Settings, *words: str) -> tuple[int, str]:
+        return run("people", *words, "--data-dir", str(hospital.data_dir))
+
+    def test_a_person_is_linked_listed_and_unlinked(self, hospital: Settings) -> None:
+        code, text = self.call(hospital, "link", "submitter", *self.USER)
+        assert code == 0 and "(submitter)" in text
+        assert "submitter links=1 active" in self.call(hospital, "list")[1]
+        assert self.call(hospital, "link", "auditor", *self.USER)[0] == 0, "the link moves"
+        listed = self.call(hospital, "list")[1]
+        assert "auditor links=1" in listed and "submitter links=0" in listed
+        identity = identity_id("https://id.example", "8d0c")
+        assert self.call(hospital, "unlink", "--identity", identity)[0] == 0
+        assert self.call(hospital, "unlink", "--identity", identity)[0] != 0, "it is gone"
+
+    def test_a_blocked_persons_key_opens_nothing_until_they_are_let_in_again(
+        self, hospital: Settings
+    ) -> None:
+        made = CliRunner().invoke(
+            app, ["keys", "create", "auditor", "--data-dir", str(hospital.data_dir)]
+        )
+        key = made.stdout.strip().splitlines()[-1]
+        database = Database(hospital.resolved_database_url)
+        assert "is blocked" in self.call(hospital, "block", "auditor")[1]
+        assert authenticate(database, key) is None
+        assert "auditor links=0 blocked" in self.call(hospital, "list")[1]
+        assert "is active" in self.call(hospital, "unblock", "auditor")[1]
+        assert authenticate(database, key) is not None
+        database.dispose()
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("submitter",),
+            ("submitter", "--user", "a", "--identity", "b"),
+            ("submitter", "--identity", "b"),
+            ("nobody", "--user", "a"),
+        ],
+    )
+    def test_it_must_be_clear_who_is_meant(
+        self, hospital: Settings, words: tuple[str, ...]
+    ) -> None:
+        assert self.call(hospital, "link", *words)[0] != 0
+
+    def test_without_a_provider_a_user_means_nobody(
+        self, hospital: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RLDP_OIDC_ISSUER", "")
+        monkeypatch.setenv("RLDP_OIDC_AUDIENCE", "")
+        code, text = self.call(hospital, "link", "submitter", *self.USER)
+        assert code != 0 and "RLDP_OIDC_ISSUER" in text
 
 
 class TestExportAndVerify:
@@ -158,6 +235,25 @@ class TestExportAndVerify:
         asked = "import sys, service.cli, service.cli.verifier as v; v.verifier_path();"
         asked += "sys.exit(any('verify_ledger' in name for name in sys.modules))"
         assert subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0
+
+
+class TestBootstrap:
+    def test_it_fills_a_database_once_and_keeps_keys_apart_from_data(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RLDP_KEYS_FOLDER", str(tmp_path / "stewards"))
+        data, keys = tmp_path / "data", tmp_path / "keys.json"
+        asked = ("bootstrap", "--keys-file", str(keys), "--data-dir", str(data))
+        assert run("migrate", "--data-dir", str(data))[0] == 0
+        assert run(*asked)[0] == 0
+        written = keys.read_bytes()
+        assert {path.name for path in (tmp_path / "stewards").iterdir()} == {
+            "steward-1.pem",
+            "steward-2.pem",
+        }
+        code, told = run(*asked)
+        assert code == 0 and "nothing was changed" in told
+        assert keys.read_bytes() == written
 
 
 class TestBind:

@@ -7,29 +7,33 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import update
 
 from dp_core.plan import RunPlan
+from service.app import create_app
 from service.auth.keys import issue_key
-from service.dashboard.approval_endpoints import router as approval_pages
-from service.dashboard.endpoints import router
-from service.dashboard.ledger_endpoints import router as ledger_pages
 from service.database import now_us
-from service.edge import Edge
+from service.datasets.models import File
+from service.fleet import registry
 from service.ids import new_id
-from service.jobs import runtime
+from service.jobs import leases, runtime
+from service.jobs.lifecycle import Reason
 from service.jobs.models import Job
 from service.jobs.runtime import ArtifactFile, Metric
 from service.jobs.transitions import announce
 from service.ledger import service as ledger
 from service.settings import Settings
+from tests.service.jobs.world import add_dataset
 from tests.service.ledger import world as w
 
 WORKER = "wk_demo"
 STEPS, WINDOW_STEPS = 120, 10
+LEASE_SECONDS = 3600  # the scene outlives a whole test run; nobody renews its leases
 SPEC = '{"hyperparameters": {"batch_size": 900}, "suffix": null}'
 GROUPS = [
     f"base_model.model.transformer.h.{layer}.{module}.{side}"
@@ -41,7 +45,7 @@ GROUPS = [
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The world, one key text for each role, and the ids of the jobs."""
+    """The world, one key text for each role, and the ids of jobs, dataset and file."""
 
     world: w.World
     settings: Settings
@@ -49,17 +53,15 @@ class Scene:
     running: str
     waiting: str
     released: str
+    dataset: str
+    file: str
 
+    @cached_property
     def app(self) -> FastAPI:
-        app = FastAPI()
-        app.state.database, app.state.settings = self.world.db, self.settings
-        for pages in (router, ledger_pages, approval_pages):
-            app.include_router(pages)
-        app.add_middleware(Edge)
-        return app
+        return create_app(self.settings, self.world.db)
 
     def client(self) -> TestClient:
-        return TestClient(self.app(), base_url="http://127.0.0.1", follow_redirects=False)
+        return TestClient(self.app, base_url="http://127.0.0.1", follow_redirects=False)
 
 
 @contextmanager
@@ -68,6 +70,9 @@ def open_scene(directory: Path) -> Iterator[Scene]:
     with w.sqlite_database(directory) as db:
         world = w.open_world(db, epsilon="12", validation_fraction="0.1")
         w.add_population(world, code="stroke-unit")
+        registry.join(
+            db, WORKER, device="CPU, 2 cores", version="0.1.0", beat_seconds=LEASE_SECONDS
+        )
         run_plan = w.plan(steps=STEPS, margin_steps=20, validation=True)
         released = _finished_job(world, run_plan, directory)
         running = _job(world, run_plan)
@@ -78,6 +83,10 @@ def open_scene(directory: Path) -> Iterator[Scene]:
         with db.transaction() as session:
             keys = {role: issue_key(session, who).text for role, who in people.items()}
         settings = Settings(data_dir=directory / "data")
+        file, _ = add_dataset(world, directory)
+        with db.reading() as session:
+            dataset = session.get_one(File, file).dataset_id
+        assert dataset is not None
         yield Scene(
             world=world,
             settings=settings,
@@ -85,6 +94,8 @@ def open_scene(directory: Path) -> Iterator[Scene]:
             running=running,
             waiting=waiting,
             released=released,
+            dataset=dataset,
+            file=file,
         )
 
 
@@ -113,7 +124,7 @@ def _job(world: w.World, run_plan: RunPlan) -> str:
             cancel_requested=False,
             epoch=0,
             attempt=0,
-            lease_seconds=60,
+            lease_seconds=LEASE_SECONDS,
             not_before=0,
             rung_at=0,
             progress_at=now,
@@ -135,22 +146,54 @@ def _text(run_plan: RunPlan) -> str:
 
 
 def _run(world: w.World, job_id: str, run_plan: RunPlan, *, windows: int) -> int:
-    claim = runtime.claim(world.db, worker_id=WORKER, job_id=job_id)
+    claim = runtime.claim(world.db, worker_id=WORKER, job_id=job_id, lease_seconds=LEASE_SECONDS)
     assert claim is not None
     _evaluate(world, job_id, claim.epoch, run_plan, number=0)
     for number in range(windows):
-        charge = w.window(number, first_step=number * WINDOW_STEPS, run_plan=run_plan)
-        with world.db.transaction() as session:
-            runtime.fence(session, job_id, claim.epoch)
-            ledger.charge_window(session, job_id=job_id, epoch=claim.epoch, charge=charge)
-        with world.db.transaction() as session:
-            ledger.finish_window(
-                session, job_id=job_id, epoch=claim.epoch, window=number, steps_run=WINDOW_STEPS
-            )
-        _report(world, job_id, claim.epoch, number)
+        _charge(
+            world, job_id, claim.epoch, run_plan, number=number, first_step=number * WINDOW_STEPS
+        )
+        _done(world, job_id, claim.epoch, number, step=(number + 1) * WINDOW_STEPS)
         if number < 6:
             _evaluate(world, job_id, claim.epoch, run_plan, number=number + 1)
     return claim.epoch
+
+
+def _charge(
+    world: w.World, job_id: str, epoch: int, run_plan: RunPlan, *, number: int, first_step: int
+) -> None:
+    charge = w.window(number, epoch=epoch, first_step=first_step, run_plan=run_plan)
+    with world.db.transaction() as session:
+        runtime.fence(session, job_id, epoch)
+        ledger.charge_window(session, job_id=job_id, epoch=epoch, charge=charge)
+
+
+def _done(world: w.World, job_id: str, epoch: int, number: int, *, step: int) -> None:
+    with world.db.transaction() as session:
+        ledger.finish_window(
+            session, job_id=job_id, epoch=epoch, window=number, steps_run=WINDOW_STEPS
+        )
+    runtime.record_checkpoint(
+        world.db, job_id, epoch, step=step, window=number, directory="", sha256="0" * 64
+    )
+    _report(world, job_id, epoch, number, step=step)
+
+
+def interrupted_job(world: w.World) -> str:
+    """A running job that lost its first attempt in window 3, charged again by the second."""
+    run_plan = w.plan(steps=STEPS, margin_steps=20, validation=True)
+    job_id = _job(world, run_plan)
+    epoch = _run(world, job_id, run_plan, windows=3)
+    _charge(world, job_id, epoch, run_plan, number=3, first_step=30)
+    leases.fail_attempt(world.db, job_id, epoch, Reason.TRAINER_KILLED, permanent=False)
+    with world.db.transaction() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(not_before=0))
+    claim = runtime.claim(world.db, worker_id=WORKER, job_id=job_id, lease_seconds=LEASE_SECONDS)
+    assert claim is not None
+    for number in (4, 5):
+        _charge(world, job_id, claim.epoch, run_plan, number=number, first_step=10 * number - 10)
+        _done(world, job_id, claim.epoch, number, step=10 * number)
+    return job_id
 
 
 def _evaluate(world: w.World, job_id: str, epoch: int, run_plan: RunPlan, *, number: int) -> None:
@@ -166,16 +209,19 @@ def _evaluate(world: w.World, job_id: str, epoch: int, run_plan: RunPlan, *, num
     )  # fmt: skip
 
 
-def _report(world: w.World, job_id: str, epoch: int, number: int) -> None:
-    step = (number + 1) * WINDOW_STEPS
+def _report(world: w.World, job_id: str, epoch: int, number: int, *, step: int) -> None:
     loss = 3.2 + 1.3 * math.exp(-step / 24) + 0.05 * math.cos(3 * step)
-    metrics = [Metric(name="loss_noised", step=step, value_text=f"{loss:.4f}")]
+    metrics = [
+        Metric(name="loss_noised", step=step, value_text=f"{loss:.4f}"),
+        Metric(name="noise_multiplier", step=step, value_text="1.000"),
+    ]
     for index, group in enumerate(GROUPS):
         clip = 0.05 * math.exp(0.7 * math.sin(index) + 0.1 * number * math.cos(index / 3))
         share = (1 + 0.5 * math.sin(index / 2 + number / 3)) / len(GROUPS)
         metrics += [
             Metric(name="clip_norm", group=group, step=step, value_text=f"{clip:.5f}"),
             Metric(name="noise_share", group=group, step=step, value_text=f"{share:.5f}"),
+            Metric(name="rate_factor", group=group, step=step, value_text=f"{20 * clip:.4f}"),
         ]
     runtime.record_window(
         world.db, job_id, epoch, step=step, window=number, metrics=metrics,

@@ -9,21 +9,25 @@ import pytest
 from service.dashboard.charts import (
     BOTTOM,
     HEAT_CLASSES,
+    HEAT_LEFT,
     HEIGHT,
     LEFT,
     POINTS_MAX,
     RIGHT,
     TOP,
     WIDTH,
+    History,
     LineChart,
+    Lost,
     Point,
+    Tick,
     heat_map,
     line_chart,
 )
 
 
 def _chart(*points: Point, steps: int = 100) -> LineChart:
-    chart = line_chart("key", "Loss", points, steps, "nats")
+    chart = line_chart("key", "Loss", points, steps, "in nats")
     assert chart is not None
     return chart
 
@@ -102,3 +106,41 @@ class TestHeatMap:
         chart = heat_map("key", "Clip", series, is_log=False)
         assert chart is not None
         assert chart.rows[1].cells[0].x == chart.rows[0].cells[1].x
+
+
+HISTORY = History(restarts=(Tick(at=30, label="attempt 2"),), lost=(Lost(first=30, last=40),))
+
+
+class TestHistory:
+    def test_restarts_and_lost_steps_are_drawn_and_said(self) -> None:
+        points = [Point(step=0, value=2.0), Point(step=100, value=1.0)]
+        chart = line_chart("key", "Loss", points, 100, "nats", history=HISTORY)
+        assert chart is not None
+        per_step = (WIDTH - LEFT - RIGHT) / 100
+        assert chart.marks[0].at == pytest.approx(LEFT + 30 * per_step, abs=0.01)
+        assert chart.shades[0].x == pytest.approx(LEFT + 30 * per_step, abs=0.01)
+        assert chart.shades[0].width == pytest.approx(10 * per_step, abs=0.02)
+        assert "Attempt 2 begins at step 30" in chart.summary
+        assert "steps 30 to 40 were lost and stay charged" in chart.summary
+
+    def test_a_map_marks_the_column_after_which_an_attempt_began(self) -> None:
+        points = [Point(step=step, value=1.0) for step in (10, 20, 30, 40)]
+        chart = heat_map("key", "Clip", [("a", points)], is_log=False, history=HISTORY)
+        assert chart is not None
+        width = (WIDTH - HEAT_LEFT - 4) / 4
+        assert chart.marks[0].at == pytest.approx(HEAT_LEFT + 3 * width, abs=0.01)
+
+    def test_a_cap_is_inside_and_named(self) -> None:
+        points = [Point(step=0, value=0.0), Point(step=100, value=1.0)]
+        chart = line_chart("key", "ε", points, 100, "", cap=(3.0, "promised"))
+        assert chart is not None and chart.cap is not None
+        assert TOP < chart.cap.at < chart.dots[1].y
+        assert chart.cap.label == "promised"
+
+    def test_a_stepped_series_keeps_its_value_through_the_window(self) -> None:
+        points = [Point(step=50, value=1.0), Point(step=100, value=2.0)]
+        chart = line_chart("key", "σ", points, 100, "", is_stepped=True)
+        assert chart is not None
+        corners = re.findall(r"([\d.]+),([\d.]+)", chart.line)
+        assert [float(x) for x, _ in corners] == [LEFT, 214.0, 214.0, WIDTH - RIGHT]
+        assert corners[0][1] == corners[1][1] != corners[2][1] == corners[3][1]

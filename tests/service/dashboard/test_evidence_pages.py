@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import update
 
+from service import logged_reads
 from service.auth.keys import issue_key
 from service.ledger import access, releases
 from service.ledger.models import ReservationBlock
@@ -51,6 +53,12 @@ def _pages(scene: Scene) -> tuple[str, ...]:
     )
 
 
+def _reads(scene: Scene) -> list[dict[str, Any]]:
+    with scene.world.db.reading() as session:
+        rows = session.scalars(access.visible_reads(scene.world.tenant)).all()
+        return [access.read_to_dict(row) for row in rows]
+
+
 class TestRoles:
     def test_strangers_are_sent_to_the_form(self, scene: Scene) -> None:
         for path in (*_pages(scene), "/approvals"):
@@ -74,6 +82,39 @@ class TestRoles:
         for path in _pages(scene)[1:4]:
             assert client.get(path).status_code == 404
         assert scene.released not in client.get("/ledger").text
+
+    def test_so_is_each_read_of_the_older_pages(self, scene: Scene) -> None:
+        client = _client(scene, scene.keys["steward"])
+        wanted = ["/", f"/jobs/{scene.released}", f"/jobs/{scene.released}/files/certificate.json"]
+        before = len(_reads(scene))
+        assert all(client.get(path).status_code in (200, 403, 404, 503) for path in wanted)
+        assert client.get("/jobs/ftjob-none").status_code == 404
+        told = [(read["route"], read["shown"], read["outcome"]) for read in _reads(scene)[before:]]
+        assert told[:2] == [
+            ("/", None, "allowed"),
+            ("/jobs/{job_id}", scene.released, "allowed"),
+        ]
+        assert told[2][0] == "/jobs/{job_id}/files/{name}"
+        assert told[3] == ("/jobs/{job_id}", None, "absent")
+
+    def test_a_page_left_open_is_one_entry_an_hour(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client = _client(scene, scene.keys["steward2" if "steward2" in scene.keys else "steward"])
+        for module in (access, logged_reads):
+            monkeypatch.setattr(module, "this_minute", lambda: "2026-11-25T15:59Z")
+        before = len(_reads(scene))
+        for path in ("/live/overview", f"/live/jobs/{scene.released}") * 3:
+            assert client.get(path).status_code == 200
+        for module in (access, logged_reads):
+            monkeypatch.setattr(module, "this_minute", lambda: "2026-11-25T16:00Z")
+        assert client.get("/live/overview").status_code == 200
+        told = [(read["route"], read["shown"]) for read in _reads(scene)[before:]]
+        assert told == [
+            ("/live/overview", None),
+            ("/live/jobs/{job_id}", scene.released),
+            ("/live/overview", None),
+        ]
 
     def test_each_read_is_in_the_access_log(self, scene: Scene) -> None:
         path = f"/certificates/{scene.released}"

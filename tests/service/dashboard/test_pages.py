@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from service.auth.keys import issue_key
 from service.auth.models import ApiKey
+from service.auth.subject import Subject
 from service.dashboard.rendering import HERE, static_files
 from service.database import now_us
-from tests.service.dashboard.scene import Scene
+from service.jobs import steering
+from service.jobs.models import JobMetric
+from tests.service.dashboard.scene import Scene, interrupted_job
 from tests.service.ledger import world as w
 
 
@@ -57,6 +60,16 @@ class TestSignIn:
         assert "zebra" not in answer.text
         assert "rldp_session" not in answer.headers.get("set-cookie", "")
 
+    def test_many_wrong_keys_are_asked_to_wait(self, scene: Scene, client: TestClient) -> None:
+        told = [client.get("/signin")]
+        while told[-1].status_code != 429 and len(told) < 300:  # one more is let in each second
+            form = {"key": "rldp_nobody_zebra", "form_token": _token(told[-1].text)}
+            told.append(client.post("/signin", data=form))
+        assert [answer.status_code for answer in told[1:]] == [401] * (len(told) - 2) + [429]
+        assert len(told) > 50
+        assert "Too many requests" in told[-1].text and "zebra" not in told[-1].text
+        sign_in(client, scene.keys["steward"])  # a good key is not affected
+
     def test_a_form_without_its_token_is_refused(self, scene: Scene, client: TestClient) -> None:
         client.get("/signin")
         answer = client.post("/signin", data={"key": scene.keys["steward"], "form_token": "0" * 64})
@@ -80,7 +93,7 @@ class TestSignIn:
         assert scene.keys["steward"] not in cookie
 
     def test_over_https_the_cookie_is_secure_and_bound(self, scene: Scene) -> None:
-        client = TestClient(scene.app(), base_url="https://hospital.example")
+        client = TestClient(scene.app, base_url="https://hospital.example")
         cookies = client.get("/signin").headers.get_list("set-cookie")
         assert cookies[0].startswith("__Host-rldp_form=")
         assert "Secure" in cookies[0]
@@ -153,6 +166,7 @@ class TestJobPage:
         for words in (
             "Held-out loss, noised", "Training loss, clipped and noised",
             "Clip norm by LoRA tensor", "Noise share by LoRA tensor", "0.attn.c_attn.A",
+            "Learning-rate factor by LoRA tensor", "Noise multiplier σ", "promised ε 3",
             "ε 3 <span>at δ 1e-6", "Window 6 done", "± 2 standard errors",
         ):  # fmt: skip
             assert words in html
@@ -167,8 +181,44 @@ class TestJobPage:
         assert f"/jobs/{scene.released}/files/adapter_model.safetensors" in html
         assert "data-live-end" in html
 
+    def test_a_lost_attempt_is_marked_and_told_as_the_api_tells_it(self, own: Scene) -> None:
+        job, client = interrupted_job(own.world), own.client()
+        sign_in(client, own.keys["submitter"])
+        html = client.get(f"/jobs/{job}").text
+        header = {"Authorization": f"Bearer {own.keys['submitter']}"}
+        told = client.get(f"/v1/fine_tuning/jobs/{job}/attempts", headers=header).json()["data"]
+        assert "Attempt 2 begins at step 30; steps 30 to 40 were lost and stay charged" in html
+        assert [attempt["epoch"] for attempt in told] == [1, 2]
+        assert [window["outcome"] for window in told[0]["windows"]] == ["done"] * 3 + ["abandoned"]
+        assert [window["first_step"] for window in told[1]["windows"]] == [30, 40]
+
+    def test_what_was_not_recorded_is_said(self, own: Scene) -> None:
+        with own.world.db.transaction() as session:
+            session.execute(delete(JobMetric).where(JobMetric.name == "rate_factor"))
+        client = own.client()
+        sign_in(client, own.keys["submitter"])
+        html = client.get(f"/jobs/{own.running}").text
+        assert "Learning-rate factor by LoRA tensor: this job recorded none." in html
+
     def test_a_waiting_job_says_why(self, scene: Scene, steward: TestClient) -> None:
         assert "Waiting for a free worker." in steward.get(f"/jobs/{scene.waiting}").text
+
+    def test_a_paused_job_is_listed_without_a_place_in_the_queue(
+        self, scene: Scene, steward: TestClient
+    ) -> None:
+        subject = Subject(
+            principal_id=scene.world.proposer, tenant_id=scene.world.tenant, role="steward"
+        )
+        with scene.world.db.transaction() as session:
+            steering.pause_job(session, subject, scene.waiting)
+        try:
+            row = steward.get("/").text.partition('id="queue"')[2].partition("<tbody>")[2]
+            row = row.partition("</tbody>")[0]
+            assert '<td class="num">–</td>' in row and "is-paused" in row
+            assert "Paused, or about to be." in row
+        finally:
+            with scene.world.db.transaction() as session:
+                steering.resume_job(session, subject, scene.waiting)
 
     @pytest.mark.parametrize("path", ["/jobs/{}", "/live/jobs/{}", "/jobs/{}/files/a"])
     def test_another_hospitals_job_looks_absent(

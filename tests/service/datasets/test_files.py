@@ -11,10 +11,15 @@ import pytest
 
 from service.auth.subject import Subject
 from service.database import Database, now_us
-from service.datasets.files import training_version
+from service.datasets.files import stored_rows, training_version
 from service.datasets.models import DatasetVersion, File, FileError
 from service.datasets.retention import sweep
 from service.errors import DatasetRequired, FileInvalid, NotFound
+from service.sealing import keyring
+from service.sealing.errors import KeyDestroyed
+from service.sealing.keyring import Keyring
+from service.sealing.models import DataKey
+from tests.service.full_disk import fill_disk
 from tests.service.hospital import GOOD_ROWS, Hospital, Person, jsonl, open_hospital
 from tests.service.ledger.world import postgres_database
 
@@ -51,6 +56,14 @@ def stored(database: Database, table: Any) -> list[Any]:
 
 def files_on_disk(hospital: Hospital) -> list[str]:
     return sorted(path.name for path in hospital.settings.files_dir.iterdir())
+
+
+def rows_of(hospital: Hospital, version: DatasetVersion) -> bytes:
+    with hospital.database.reading() as session:
+        keys = Keyring.of(hospital.settings)
+        stored = stored_rows(session, keys, version.id, Path(version.path))
+    with stored.open() as stream:
+        return stream.read()
 
 
 class TestUpload:
@@ -150,13 +163,11 @@ class TestUpload:
         assert version.id == shown["dataset_version"]
         assert (version.unit, version.state) == ("patient", "ready")
         path = Path(version.path)
-        assert files_on_disk(either) == [path.name] == [f"{version.id}.jsonl"]
+        assert files_on_disk(either) == [path.name] == [f"{version.id}.sealed"]
         assert path.stat().st_mode & 0o777 == 0o600
-        assert [json.loads(line)["unit"] for line in path.read_bytes().splitlines()] == [
-            "p1",
-            "p1",
-            "p2",
-        ]
+        assert b"First note." not in path.read_bytes()
+        kept = rows_of(either, version)
+        assert [json.loads(line)["unit"] for line in kept.splitlines()] == ["p1", "p1", "p2"]
 
     def test_a_csv_file_is_known_by_its_content(self, hospital: Hospital) -> None:
         answer = hospital.upload(
@@ -372,6 +383,90 @@ class TestTrainingVersion:
             self.ask(hospital, person, hospital.upload(person, BAD_ROWS).json()["id"])
         with pytest.raises(DatasetRequired):
             self.ask(hospital, person, hospital.upload(person, GOOD_ROWS).json()["id"])
+
+
+class TestAtRest:
+    """Files sealed under a key of their own: lost, changed, swapped, without room."""
+
+    def version(self, hospital: Hospital, rows: bytes = GOOD_ROWS) -> DatasetVersion:
+        dataset = hospital.dataset(hospital.people["steward"])
+        shown = hospital.upload(hospital.people["submitter"], rows, dataset=dataset).json()
+        with hospital.database.reading() as session:
+            return session.get_one(DatasetVersion, shown["dataset_version"])
+
+    def content(self, hospital: Hospital, version: DatasetVersion) -> Any:
+        return get(hospital, hospital.people["steward"], f"/v1/files/{version.file_id}/content")
+
+    def test_a_deleted_files_copy_is_unreadable(self, either: Hospital, tmp_path: Path) -> None:
+        version = self.version(either)
+        aside = Path(version.path).read_bytes()
+        assert rows_of(either, version).count(b"\n") == 3
+        either.client.delete(
+            f"/v1/files/{version.file_id}", headers=either.people["steward"].headers
+        )
+        Path(version.path).write_bytes(aside)  # a backup of the volume is put back
+        with pytest.raises(KeyDestroyed):
+            rows_of(either, version)
+        assert stored(either.database, DataKey) == []
+
+    def test_an_expired_files_key_goes_with_it(self, hospital: Hospital) -> None:
+        version = self.version(hospital)
+        with hospital.database.transaction() as session:
+            session.get_one(File, version.file_id).expires_at = now_us() - 1
+        assert sweep(hospital.database, hospital.settings.files_dir) == 1
+        assert stored(hospital.database, DataKey) == []
+
+    def test_an_invalid_file_leaves_no_key(self, hospital: Hospital) -> None:
+        hospital.upload(hospital.people["submitter"], BAD_ROWS)
+        assert stored(hospital.database, DataKey) == []
+
+    def test_a_changed_or_swapped_file_is_told_and_not_shown(self, hospital: Hospital) -> None:
+        one, two = self.version(hospital), self.version(hospital)
+        raw = Path(one.path).read_bytes()
+        for content in (raw[:-1], Path(two.path).read_bytes(), GOOD_ROWS):
+            Path(one.path).write_bytes(content)
+            answer = self.content(hospital, one)
+            assert code(answer) == (500, "internal")
+            assert "note" not in answer.text.lower().replace("not ", "")
+        Path(one.path).write_bytes(raw)
+        assert self.content(hospital, one).status_code == 200
+
+    def test_a_file_that_is_gone_is_told(self, hospital: Hospital) -> None:
+        version = self.version(hospital)
+        Path(version.path).unlink()
+        answer = self.content(hospital, version)
+        assert code(answer) == (409, "state_conflict")
+        assert "not on the disk any more" in answer.json()["detail"]
+
+    @pytest.mark.parametrize("room", [0, len(GOOD_ROWS) + 10])
+    def test_a_full_disk_is_told_and_nothing_is_left(
+        self, hospital: Hospital, monkeypatch: pytest.MonkeyPatch, room: int
+    ) -> None:
+        """While the body arrives, and while the rows are written."""
+        fill_disk(monkeypatch, after_bytes=room)
+        answer = hospital.upload(hospital.people["submitter"], GOOD_ROWS)
+        assert code(answer) == (503, "not_ready")
+        assert "disk is full" in answer.json()["detail"] and answer.headers["retry-after"]
+        assert files_on_disk(hospital) == [] and stored(hospital.database, File) == []
+
+    def test_without_the_data_key_nothing_is_stored(self, hospital: Hospital) -> None:
+        version = self.version(hospital)
+        path = hospital.settings.keys_dir / "data.key"
+        path.rename(path.with_name("elsewhere"))
+        path.write_text("00" * 32)  # of another deployment
+        answer = hospital.upload(hospital.people["submitter"], GOOD_ROWS)
+        assert code(answer) == code(self.content(hospital, version)) == (503, "not_ready")
+        path.with_name("elsewhere").replace(path)
+        assert self.content(hospital, version).status_code == 200
+        assert len(stored(hospital.database, File)) == 1
+
+    def test_an_erased_hospital_stores_nothing_more(self, hospital: Hospital) -> None:
+        person = hospital.people["submitter"]
+        with hospital.database.transaction() as session:
+            keyring.destroy_tenant(session, person.tenant_id)
+        answer = hospital.upload(person, GOOD_ROWS)
+        assert code(answer) == (409, "state_conflict")
+        assert stored(hospital.database, File) == []
 
 
 class TestRetention:

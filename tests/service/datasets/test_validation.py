@@ -16,13 +16,36 @@ from hypothesis import strategies as st
 from service.datasets.readers import ROW_BYTES_MAX
 from service.datasets.validation import FAULTS_KEPT_MAX, Outcome, validate
 from service.errors import MediaTypeRefused
+from service.sealing.files import FileKey, SealedFile, StoredFile, write_sealed
 from tests.service.hospital import jsonl
 
+LIMIT = 100_000_000
 
-def run(tmp_path: Path, content: bytes, unit_field: str | None = "patient_id") -> Outcome:
-    source = tmp_path / "source"
-    source.write_bytes(content)
-    return validate(source, tmp_path / "target", unit_field=unit_field)
+
+def key(label: str) -> FileKey:
+    return FileKey(owner_id="dsv_1", label=label, secret=b"k" * 32)
+
+
+def validated(tmp_path: Path, unit_field: str | None = "patient_id", limit: int = LIMIT) -> Outcome:
+    """Of the sealed file `source`, into `target`."""
+    return validate(
+        StoredFile(path=tmp_path / "source", key=key("spool")),
+        SealedFile(tmp_path / "target", key("rows")),
+        unit_field=unit_field,
+        unpacked_bytes_max=limit,
+    )
+
+
+def run(
+    tmp_path: Path, content: bytes, unit_field: str | None = "patient_id", limit: int = LIMIT
+) -> Outcome:
+    write_sealed(tmp_path / "source", content, key("spool"))
+    return validated(tmp_path, unit_field, limit)
+
+
+def written(tmp_path: Path) -> bytes:
+    with StoredFile(path=tmp_path / "target", key=key("rows")).open() as stream:
+        return stream.read()
 
 
 def found(outcome: Outcome) -> list[tuple[int, str, str]]:
@@ -30,7 +53,7 @@ def found(outcome: Outcome) -> list[tuple[int, str, str]]:
 
 
 def kept(tmp_path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (tmp_path / "target").read_bytes().splitlines()]
+    return [json.loads(line) for line in written(tmp_path).splitlines()]
 
 
 class TestJsonLines:
@@ -41,8 +64,7 @@ class TestJsonLines:
         outcome = run(tmp_path, content)
         assert (outcome.kind, outcome.errors_total) == ("jsonl", 0)
         assert kept(tmp_path) == [{"unit": "p2", "text": "b"}, {"unit": "p1", "text": "a"}]
-        written = (tmp_path / "target").read_bytes()
-        assert outcome.blob_sha256 == hashlib.sha256(written).hexdigest()
+        assert outcome.blob_sha256 == hashlib.sha256(written(tmp_path)).hexdigest()
         assert (tmp_path / "target").stat().st_mode & 0o777 == 0o600
 
     def test_may_have_a_mark_of_order_blank_lines_and_foreign_line_ends(
@@ -159,9 +181,11 @@ class TestCsv:
 class TestFiles:
     @pytest.mark.parametrize(
         "content",
-        [gzip.compress(b"{}", mtime=0), b"PAR1....", b"PK\x03\x04....", b"\x28\xb5\x2f\xfd.."],
+        [gzip.compress(b"{}", mtime=0), b"PARE....", b"PK\x03\x04....", b"\x28\xb5\x2f\xfd.."],
     )
-    def test_archives_and_binary_tables_are_refused(self, tmp_path: Path, content: bytes) -> None:
+    def test_archives_and_encrypted_tables_are_refused(
+        self, tmp_path: Path, content: bytes
+    ) -> None:
         with pytest.raises(MediaTypeRefused):
             run(tmp_path, content)
         assert not (tmp_path / "target").exists()
@@ -175,10 +199,10 @@ class TestFiles:
     def test_memory_does_not_grow_with_the_file(self, tmp_path: Path) -> None:
         row = jsonl({"patient_id": "p", "text": "x" * 2000})
         content = row * 8000  # 16 MB
-        (tmp_path / "source").write_bytes(content)
+        write_sealed(tmp_path / "source", content, key("spool"))
         del content
         tracemalloc.start()
-        validate(tmp_path / "source", tmp_path / "target", unit_field="patient_id")
+        validated(tmp_path)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 4_000_000

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from rich.console import Console
 
 import service.models
-from dp_core.accounting import charge_pico, limit_pico
+from dp_core.accounting import limit_pico, total_pico
 from service.app import create_app
 from service.bootstrap import bootstrap
 from service.database import Database
@@ -124,7 +124,7 @@ class TestGrant:
         plan = stages.plan_of(options, prepared)
         grant = grant_for(plan)
         limit = limit_pico(grant.epsilon, grant.delta, grant.alpha_star)
-        price = charge_pico(plan.training_event(), grant.alpha_star)
+        price = total_pico(plan.training_events(), grant.alpha_star)
         assert price <= limit < 2 * price
 
 

@@ -14,10 +14,12 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.auth.keys import issue_key
+from service.cli.policy import write_policy
 from service.jobs import runtime
 from service.ledger import checkpoints, guard
 from service.ledger.models import LogHead
 from service.settings import Settings
+from tests.deploy.test_verify_ledger import verifier
 from tests.service.jobs import world as w
 from tests.service.jobs.test_service import BODY
 from tests.service.ledger import world as lw
@@ -73,9 +75,13 @@ ROUTES = [
     ("GET", "", {"submitter", "steward", "admin"}),
     ("GET", "/{job}", {"submitter", "steward", "admin"}),
     ("POST", "/{job}/cancel", {"submitter", "steward", "admin"}),
+    ("POST", "/{job}/pause", {"submitter", "steward", "admin"}),
+    ("POST", "/{job}/resume", {"submitter", "steward", "admin"}),
     ("GET", "/{job}/events", {"submitter", "steward", "admin"}),
     ("GET", "/{job}/checkpoints", {"submitter", "steward", "admin"}),
     ("GET", "/{job}/metrics", {"submitter", "steward", "admin"}),
+    ("GET", "/{job}/attempts", {"submitter", "steward", "admin"}),
+    ("GET", "/{job}/audit", {"submitter", "steward", "admin"}),
     ("GET", "/{job}/artifacts", {"submitter", "steward", "admin"}),
     ("GET", "/{job}/artifacts/adapter_config.json", {"submitter", "steward"}),
 ]
@@ -96,7 +102,7 @@ class TestAccess:
     ) -> None:
         for role in ("submitter", "steward", "admin", "auditor"):
             job = w.queue_job(site.world)
-            body = {} if method == "GET" or "cancel" in path else {"json": {}}
+            body = {} if method == "GET" or path.startswith("/{job}") else {"json": {}}
             answer = site.call(method, JOBS + path.format(job=job), role=role, **body)
             forbidden = answer.status_code == 403
             code = answer.json()["error"]["code"] if forbidden else ""
@@ -197,11 +203,36 @@ class TestBody:
             with TestClient(create_app(settings, db)) as client:
                 body = {**BODY, "training_file": file_id}
                 answer = client.post(JOBS, json=body, headers=headers)
+                again = client.post(JOBS, json=body, headers=headers).json()
+                assert again["receipts"] == answer.json()["receipts"]
+                self.is_evidence(client, settings, answer.json(), world)
         assert answer.status_code == 403
         assert answer.json()["error"]["code"] == "privacy_budget_exceeded"
         balance = answer.json()["balance"]
         assert balance["population"] == world.population
         assert int(balance["needed_pico"]) > int(balance["available_pico"])
+
+    def is_evidence(
+        self, client: TestClient, settings: Settings, answer: Any, world: lw.World
+    ) -> None:
+        """The saved answer holds the log to the refusal: the verifier reads it as it is."""
+        (receipt,) = answer["receipts"]
+        headers = {"Authorization": f"Bearer {keys_of(world)['auditor']}"}
+        (refusal,) = client.get("/v1/ledger/refusals", headers=headers).json()["data"]
+        assert (receipt["idx"], refusal["actor"]) == (refusal["idx"], world.submitter)
+        folder = settings.data_dir / "kept"
+        folder.mkdir()
+        files = {name: folder / name for name in ("bundle.zip", "policy.json", "answer.json")}
+        bundle = client.get("/v1/ledger/bundle", headers=headers).content
+        files["bundle.zip"].write_bytes(bundle)
+        write_policy(settings, out=files["policy.json"], max_age_seconds=3600)
+        arguments = [str(files["bundle.zip"]), f"--policy={files['policy.json']}"]
+        arguments.append(f"--receipt={files['answer.json']}")
+        files["answer.json"].write_text(json.dumps(answer))
+        assert verifier.main(arguments) == 0
+        text = receipt["receipt"].replace(receipt["publish_by"], "2020-01-01T00:00Z")
+        files["answer.json"].write_text(json.dumps({**receipt, "receipt": text}))
+        assert verifier.main(arguments) == 1  # not what the service signed
 
     def test_plain_openai_calls_never_train_without_privacy(self, site: Site) -> None:
         answer = site.create(privacy={})
@@ -217,6 +248,7 @@ class TestAnswers:
 
     def test_a_job_reads_back_as_it_was_answered(self, site: Site) -> None:
         made = site.create(metadata={"team": "icu"}).json()
+        assert [one["object"] for one in made.pop("receipts")] == ["ledger.receipt"]
         assert site.call("GET", f"{JOBS}/{made['id']}").json() == made
         listed = site.call("GET", f"{JOBS}?metadata[team]=icu").json()
         assert listed["data"] == [made] and listed["has_more"] is False

@@ -12,9 +12,9 @@ import pytest
 from service.jobs import leases, runtime
 from service.jobs.errors import FencedOut, StateConflict
 from service.jobs.leases import Claim
-from service.jobs.lifecycle import CHANGES, TERMINAL, State
+from service.jobs.lifecycle import CHANGES, FINISHING, TERMINAL, State
 from service.jobs.models import Job
-from service.jobs.service import cancel_job
+from service.jobs.steering import cancel_job, pause_job, resume_job
 from service.ledger import fsck
 from service.ledger import service as ledger
 from service.ledger.errors import LedgerError
@@ -23,7 +23,7 @@ from tests.service.jobs.test_service import subject_of
 from tests.service.ledger import world as lw
 
 SEEDS = range(12)
-MOVES = 14
+MOVES = 20
 
 
 class Life:
@@ -35,7 +35,8 @@ class Life:
         self.claims: list[Claim] = []
 
     def moves(self) -> list[Callable[[], object]]:
-        return [self.claim, self.charge, self.close, self.lose, self.fail, self.cancel, self.finish]
+        often = [self.claim, self.charge, self.close, self.pause, self.resume]
+        return [*often, self.lose, self.fail, self.leave, self.cancel, self.finish]
 
     def any_claim(self) -> Claim:
         return self.chance.choice([*self.claims, Claim(job_id=self.job_id, epoch=0)])
@@ -57,7 +58,7 @@ class Life:
         with self.world.db.transaction() as session:
             window = ledger.open_window(session, self.job_id)
             if window is not None:
-                runtime.fence(session, self.job_id, claim.epoch)
+                runtime.fence(session, self.job_id, claim.epoch, states=FINISHING)
                 ledger.finish_window(
                     session, job_id=self.job_id, epoch=claim.epoch, window=window, steps_run=10
                 )
@@ -70,6 +71,20 @@ class Life:
     def fail(self) -> None:
         claim = self.any_claim()
         leases.fail_attempt(self.world.db, self.job_id, claim.epoch, "trainer_killed", False)
+
+    def leave(self) -> None:
+        """The supervisor's end of an attempt that a pause ended."""
+        job = w.row(self.world.db, self.job_id)
+        if job.state == "pausing":
+            leases.fail_attempt(self.world.db, self.job_id, job.epoch, "pause_requested", False)
+
+    def pause(self) -> None:
+        with self.world.db.transaction() as session:
+            pause_job(session, subject_of(self.world), self.job_id)
+
+    def resume(self) -> None:
+        with self.world.db.transaction() as session:
+            resume_job(session, subject_of(self.world), self.job_id)
 
     def cancel(self) -> None:
         if self.chance.random() < 0.3:

@@ -14,9 +14,11 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select, update
 
 from service.app import create_app
-from service.jobs import idempotency, outbox, service
-from service.jobs.errors import IdempotencyKeyReused, RequestInProgress
-from service.jobs.models import IdempotencyKey, Job
+from service.errors import IdempotencyKeyReused, RequestInProgress
+from service.idempotency import store as idempotency
+from service.idempotency.models import IdempotencyKey
+from service.jobs import outbox, service, steering
+from service.jobs.models import Job
 from service.jobs.service import _keyed
 from service.ledger.models import Reservation
 from service.settings import Settings
@@ -58,7 +60,7 @@ class TestKey:
     ) -> None:
         first = create(world, settings, file_id, "k-1")
         with world.db.transaction() as session:
-            service.cancel_job(session, subject_of(world), first.answer["id"])
+            steering.cancel_job(session, subject_of(world), first.answer["id"])
         again = create(world, settings, file_id, '"k-1"')
         assert again.is_replayed and not first.is_replayed
         assert json.dumps(again.answer) == json.dumps(first.answer)

@@ -18,6 +18,7 @@ from service.ledger import service as ledger
 from service.ledger.models import Attempt
 from tests.service.jobs import world as w
 from tests.service.ledger import world as lw
+from tests.service.test_gauges import of_rows
 
 MACHINE = "trainer_killed"
 OWN = "trainer_crashed"
@@ -181,6 +182,17 @@ class TestRecovery:
         again = leases.claim(world.db, worker_id="wk_b")
         assert again == leases.Claim(job_id=old.job_id, epoch=old.epoch + 1)
         assert w.entry_types(world.db, old.job_id)[-2:] == ["attempt.started", "window.abandoned"]
+
+    def test_a_lost_lease_is_counted_and_another_end_is_not(self, world: lw.World) -> None:
+        lost, crashed = w.running_job(world), w.claimed_job(world)
+        assert leases.fail_attempt(world.db, crashed.job_id, crashed.epoch, MACHINE, False)
+        assert of_rows(world.db)["rldp_lease_lost_total"] == {(): 0}
+        w.expire_lease(world.db, lost.job_id)
+        leases.reap_expired(world.db)
+        assert of_rows(world.db)["rldp_lease_lost_total"] == {(): 1}
+        w.skip_back_off(world.db, lost.job_id)
+        assert leases.claim(world.db, worker_id="wk_b", job_id=lost.job_id)
+        assert of_rows(world.db)["rldp_lease_lost_total"] == {(): 1}  # the reason stands
 
     def test_a_live_lease_is_left_alone(self, world: lw.World) -> None:
         claim = w.running_job(world)

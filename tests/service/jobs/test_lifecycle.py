@@ -14,6 +14,7 @@ from service.jobs.lifecycle import (
     MESSAGES,
     OPENAI_STATUS,
     TERMINAL,
+    WAITING,
     Reason,
     State,
     require_change,
@@ -21,10 +22,12 @@ from service.jobs.lifecycle import (
 
 # Written out once more, independently of the table under test (service.md 7).
 LEGAL = {
-    "queued": {"starting", "cancelled"},
+    "queued": {"starting", "paused", "cancelled"},
     "starting": {"running", "recovering", "failed", "cancelling"},
-    "running": {"recovering", "failed", "cancelling", "succeeded", "budget_stopped"},
+    "running": {"recovering", "failed", "pausing", "cancelling", "succeeded", "budget_stopped"},
     "recovering": {"starting", "failed", "cancelled"},
+    "pausing": {"paused", "failed", "cancelling", "succeeded", "budget_stopped"},
+    "paused": {"queued", "cancelled"},
     "cancelling": {"cancelled"},
     "succeeded": set(),
     "budget_stopped": set(),
@@ -53,7 +56,8 @@ def test_every_state_reaches_an_end() -> None:
 
 def test_ends_are_where_nothing_leads_away_from() -> None:
     assert {state for state in State if not LEGAL[state]} == TERMINAL
-    assert not CLAIMABLE & LEASED
+    assert not WAITING & LEASED and CLAIMABLE < WAITING
+    assert set(State) == WAITING | LEASED | TERMINAL
 
 
 def test_every_state_has_an_openai_status_and_every_reason_a_message() -> None:

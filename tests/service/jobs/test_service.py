@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ from sqlalchemy import func, select, update
 from service.auth.subject import Subject
 from service.database import Database, now_us
 from service.errors import DatasetRequired, FileInvalid, NotFound
-from service.jobs import leases, outbox, repository, service
+from service.jobs import outbox, repository, service, steering
 from service.jobs.errors import (
     FieldInvalid,
     JobNotFound,
     ModelNotAllowed,
     PlanInfeasible,
     PrivacyRequired,
-    StateConflict,
     UnsupportedOption,
 )
 from service.jobs.models import Job, JobEvent, NaturalKey, Outbox
@@ -126,6 +126,16 @@ class TestCreate:
         second = create(world, settings, request(file_id, seed=None, allow_duplicate=True))
         assert first.answer["seed"] != second.answer["seed"]
 
+    def test_the_shipped_policy_steers_no_job_longer_than_it_was_seen_to_help(
+        self, world: lw.World, settings: Settings, file_id: str
+    ) -> None:
+        long = {"target_epsilon": "3", "steps_max": 41}
+        body = request(file_id, controller={"type": "rldp_pretrained"}, privacy=long)
+        before = rows(world.db)
+        with pytest.raises(FieldInvalid, match=r"up to 40 steps .* this one has 41"):
+            create(world, settings, body)
+        assert rows(world.db) == before
+
     def test_adaptive_mode_has_a_menu_and_an_order_of_its_own(
         self, world: lw.World, settings: Settings, file_id: str
     ) -> None:
@@ -134,6 +144,25 @@ class TestCreate:
         answer = create(world, settings, body).answer["privacy"]
         assert answer["rule"] == "rdp_filter" and answer["alpha_job"] is not None
         assert len(answer["noise_levels"]) > 1
+
+    def test_noise_may_fall_by_a_schedule_fixed_beforehand(
+        self, world: lw.World, settings: Settings, file_id: str
+    ) -> None:
+        decay = {"final_fraction": "0.5", "levels": 2}
+        privacy = {"target_epsilon": "3", "steps_max": 40, "noise_schedule": decay}
+        body = request(file_id, privacy=privacy)
+        with world.db.reading() as session:
+            told = service.estimate_job(session, settings, subject_of(world), body)
+        answer = create(world, settings, body).answer["privacy"]
+        parts = answer["noise_schedule"]
+        high, low, margin = (Decimal(p["level"]) for p in parts)
+        assert high == margin > low, "spare windows are priced at the most noise"
+        assert sum(p["steps"] for p in parts) == answer["steps_started_max"]
+        assert answer["rule"] == "pld_fixed_schedule"
+        assert told["noise_schedule"] == parts
+        assert answer["reserved_pico"] == told["reserve_pico"]
+        price = {x["noise_multiplier"]: int(x["step_pico"]) for x in told["levels"]}
+        assert int(told["reserve_pico"]) == sum(p["steps"] * price[p["level"]] for p in parts)
 
 
 class TestRefusal:
@@ -151,6 +180,22 @@ class TestRefusal:
                 {"privacy": {"target_epsilon": "3", "noise_levels": ["1.0"]}},
                 UnsupportedOption,
                 "privacy.noise_levels",
+            ),
+            (
+                {
+                    "privacy": {
+                        "target_epsilon": "3",
+                        "mode": "adaptive_sigma",
+                        "noise_schedule": {"final_fraction": "0.5"},
+                    }
+                },
+                FieldInvalid,
+                "privacy.noise_schedule",
+            ),
+            (
+                {"privacy": {"target_epsilon": "3", "noise_schedule": {"final_fraction": "2"}}},
+                FieldInvalid,
+                "privacy.noise_schedule.final_fraction",
             ),
             ({"method": {"type": "dpo"}}, UnsupportedOption, "method.type"),
             ({"method": {"type": "dp"}}, UnsupportedOption, "method.type"),
@@ -222,6 +267,25 @@ class TestRefusal:
         with world.db.reading() as session:
             newest = session.scalar(select(Entry.type).order_by(Entry.idx.desc()).limit(1))
         assert newest == "reserve.refused"
+
+    def test_a_refusal_stands_once_though_the_balance_has_changed(
+        self, db: Database, settings: Settings, tmp_path: Path
+    ) -> None:
+        world = lw.open_world(db, epsilon="0.8")
+        greedy = request(w.add_dataset(world, tmp_path)[0])
+        entered, free = [], []
+        for epsilon in ("0.81", "0.82"):
+            lw.grant(world, world.population, epsilon)
+            with pytest.raises(BudgetExceeded) as refused:
+                create(world, settings, greedy)
+            entered.append(refused.value.entry)
+            free.append(refused.value.available_pico)
+        assert free[0] < free[1]
+        assert entered[0] is not None and entered[0] == entered[1]
+        log_id, idem = entered[0]
+        with world.db.reading() as session:
+            stands = session.scalars(select(Entry).where(Entry.type == "reserve.refused")).all()
+        assert [(one.log_id, one.idem) for one in stands] == [(log_id, idem)]
 
     def test_a_population_without_a_grant_pays_nothing(
         self, db: Database, settings: Settings, tmp_path: Path
@@ -295,7 +359,7 @@ class TestNaturalKey:
     ) -> None:
         first = create(world, settings, request(file_id)).answer["id"]
         with world.db.transaction() as session:
-            service.cancel_job(session, subject_of(world), first)
+            steering.cancel_job(session, subject_of(world), first)
         assert create(world, settings, request(file_id)).is_replayed
         with world.db.transaction() as session:
             session.execute(update(Job).values(finished_at=now_us() - 601 * w.SECOND))
@@ -310,7 +374,7 @@ class TestNaturalKey:
         outbox.clean(world.db)
         assert rows(world.db)["natural_key"] == 1
         with world.db.transaction() as session:
-            service.cancel_job(session, subject_of(world), job)
+            steering.cancel_job(session, subject_of(world), job)
             session.execute(update(Job).values(finished_at=now_us() - 601 * w.SECOND))
         outbox.clean(world.db)
         assert rows(world.db)["natural_key"] == 0
@@ -488,46 +552,6 @@ class TestAutoPlan:
     ) -> None:
         body = self.auto(file_id, minutes_max="1", steps_max=800)
         assert "minutes_above_limit" in self.told(world, settings, body)["warnings"]
-
-
-class TestCancel:
-    def test_a_waiting_job_is_over_at_once_and_all_of_it_returns(
-        self, world: lw.World, settings: Settings, file_id: str
-    ) -> None:
-        job = create(world, settings, request(file_id)).answer["id"]
-        with world.db.transaction() as session:
-            answer = service.cancel_job(session, subject_of(world), job)
-        assert (answer["status"], answer["state"]) == ("cancelled", "cancelled")
-        with world.db.reading() as session:
-            block = epsilon_limits(session, world.population).blocks[0]
-        assert (block.held_pico, block.spent_pico) == (0, 0)
-        assert leases.claim(world.db, worker_id="wk_a") is None
-
-    def test_a_running_job_says_cancelling_until_its_process_is_gone(self, world: lw.World) -> None:
-        claim = w.running_job(world)
-        for _ in range(2):  # asked again: the same answer
-            with world.db.transaction() as session:
-                answer = service.cancel_job(session, subject_of(world), claim.job_id)
-            assert (answer["status"], answer["state"]) == ("running", "cancelling")
-        assert leases.cancel_requested(world.db, claim.job_id)
-        leases.fail_attempt(world.db, claim.job_id, claim.epoch, "worker_stopped", False)
-        assert w.state(world.db, claim.job_id) == "cancelled"
-        assert w.entry_types(world.db, claim.job_id).count("settle") == 1
-
-    def test_a_finished_job_cannot_be_cancelled(self, world: lw.World) -> None:
-        claim = w.running_job(world)
-        leases.fail_attempt(world.db, claim.job_id, claim.epoch, "data_unreadable", True)
-        with world.db.transaction() as session, pytest.raises(StateConflict):
-            service.cancel_job(session, subject_of(world), claim.job_id)
-
-    def test_only_those_who_see_a_job_can_cancel_it(self, world: lw.World) -> None:
-        job = w.queue_job(world)
-        for role in ("auditor",):
-            with world.db.transaction() as session, pytest.raises(JobNotFound):
-                service.cancel_job(session, subject_of(world, role), job)
-        with world.db.transaction() as session:
-            service.cancel_job(session, subject_of(world, "admin"), job)
-        assert w.state(world.db, job) == "cancelled"
 
 
 class TestLists:

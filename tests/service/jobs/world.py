@@ -30,6 +30,7 @@ from tests.service.ledger import world as lw
 
 SECOND = 1_000_000
 RAW = "0" * 64
+LEASE_SECONDS = 3600  # a busy machine must not lose a lease that no test lets run out
 
 
 def add_dataset(world: lw.World, directory: Path) -> tuple[str, str]:
@@ -92,7 +93,7 @@ def queue_job(
     *,
     run_plan: RunPlan | None = None,
     version: str = "dsv_test",
-    lease_seconds: int = 60,
+    lease_seconds: int = LEASE_SECONDS,
     **changes: Any,
 ) -> str:
     """A queued job with its reservation, as creation leaves it."""
@@ -139,7 +140,7 @@ def queue_job(
 
 def claimed_job(world: lw.World, **changes: Any) -> leases.Claim:
     job_id = queue_job(world, **changes)
-    claim = leases.claim(world.db, worker_id="wk_a", job_id=job_id)
+    claim = leases.claim(world.db, worker_id="wk_a", job_id=job_id, lease_seconds=LEASE_SECONDS)
     assert claim is not None
     return claim
 

@@ -13,6 +13,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sqlalchemy import select
@@ -81,12 +82,19 @@ class Simulation:
     # --- the scheduler ---------------------------------------------------------------
 
     def run(self) -> None:
-        for _ in range(CALLS):
+        self.advance(CALLS)
+        self.finish_all()
+
+    def advance(self, calls: int) -> None:
+        for _ in range(calls):
             choices: list[Callable[[], None]] = [self.submit]
-            choices += [lambda j=j: self.claim(j) for j in self.open_jobs()]
-            choices += [lambda k=k: self.work(k) for k in self.workers if k.is_alive] * 3
-            choices += [lambda j=j: self.settle(j) for j in self.open_jobs()][:1]
+            choices += [partial(self.claim, job) for job in self.open_jobs()]
+            choices += [partial(self.work, one) for one in self.workers if one.is_alive] * 3
+            choices += [partial(self.settle, job) for job in self.open_jobs()][:1]
             self.dice.choice(choices)()
+
+    def finish_all(self) -> None:
+        """Every open question is asked until it is answered, and every job ends."""
         for name in [name for name, job in self.jobs.items() if not job.is_reserved]:
             self.reserve(name, is_sure=True)  # a client that heard nothing asks until it does
         for name in self.open_jobs():

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import event, func, insert, select, text
 from sqlalchemy.exc import DatabaseError
 
 from service.database import Database
@@ -43,7 +43,7 @@ def note_some(world: w.World, count: int, name: str = "x") -> None:
     log = ledger_of(world)
     with world.db.transaction() as session:
         for number in range(count):
-            draft = Draft(type="test.note", idem=f"{name}/{number}", actor=SYSTEM, data={})
+            draft = Draft(type="reserve.refused", idem=f"{name}/{number}", actor=SYSTEM, data={})
             append(session, log, draft)
 
 
@@ -185,6 +185,77 @@ class TestTiles:
                 assert levels == {0, 1, 2}
                 assert merkle.root_at(head.size, tiles.node_reader(session, log)) == head.root
 
+    def test_a_proof_costs_the_same_while_a_tile_above_fills(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With tiles of 16 hashes: 31 entries are one full tile, 255 are fifteen."""
+        monkeypatch.setattr(tiles, "LEVEL_HEIGHT", 4)
+        monkeypatch.setattr(tiles, "WIDTH", 16)
+        with w.sqlite_database(tmp_path) as db:
+            world = w.found(db)
+            w.add_population(world)
+            log = ledger_of(world)
+            costs = []
+            for size in (31, 255):
+                with world.db.reading() as session:
+                    missing = size - checkpoints.head_of(session, log).size
+                note_some(world, missing, f"to-{size}")
+                with db.transaction() as session:
+                    tiles.fill(session, log, size)
+                costs.append(self.cost_of_a_proof(db, log, size, monkeypatch))
+        (hashes, questions), (later_hashes, later_questions) = costs
+        assert later_hashes - hashes <= 16, "roots are folded, not the tiles under them"
+        assert later_questions - questions <= 2, "is there a tile above, and which roots are below"
+
+    @staticmethod
+    def cost_of_a_proof(
+        db: Database, log: str, size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> tuple[int, int]:
+        """Hashes computed and questions asked of the database for the proof of entry 0."""
+        counts, plain = {"hashes": 0, "questions": 0}, merkle.node
+
+        def counted(left: str, right: str) -> str:
+            counts["hashes"] += 1
+            return plain(left, right)
+
+        def asked(*_: object) -> None:
+            counts["questions"] += 1
+
+        with monkeypatch.context() as patched, db.reading() as session:
+            patched.setattr(merkle, "node", counted)
+            event.listen(db.engine, "before_cursor_execute", asked)
+            path = merkle.inclusion_path(0, size, tiles.node_reader(session, log))
+            event.remove(db.engine, "before_cursor_execute", asked)
+        assert len(path) == (size - 1).bit_length()
+        return counts["hashes"], counts["questions"]
+
+    def test_tiles_of_an_older_release_are_read_without_their_root(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tiles, "LEVEL_HEIGHT", 2)
+        monkeypatch.setattr(tiles, "WIDTH", 4)
+        with w.sqlite_database(tmp_path) as db:
+            world = w.found(db)
+            w.add_population(world)
+            note_some(world, 40)
+            log = ledger_of(world)
+            with db.transaction() as session:
+                head = checkpoints.head_of(session, log)
+                tiles.fill(session, log, head.size)
+                rows = session.execute(select(TreeTile.level, TreeTile.number, TreeTile.hashes))
+                kept = [
+                    {"log_id": log, "level": row.level, "number": row.number,
+                     "hashes": row.hashes[: 4 * 64]}
+                    for row in rows
+                ]  # fmt: skip
+            with db.transaction() as session:
+                session.execute(text("DROP TABLE tile"))
+                TreeTile.__table__.create(session.connection())  # type: ignore[attr-defined]
+                session.execute(insert(TreeTile), kept)
+            with db.reading() as session:
+                assert merkle.root_at(head.size, tiles.node_reader(session, log)) == head.root
+                assert fsck.check_all(session) == []
+
 
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
 class TestFsck:
@@ -202,10 +273,17 @@ class TestFsck:
         assert ("I10", "the checkpoint of this size has another root") in found
         assert ("I10", "the log is shorter than a checkpoint of it") in found
 
-    def test_a_tile_that_differs_from_the_entries_is_found(self, world: w.World) -> None:
+    @pytest.mark.parametrize("wrong", ["hashes", "root"])
+    def test_a_tile_that_differs_from_the_entries_is_found(
+        self, world: w.World, wrong: str
+    ) -> None:
         note_some(world, 260)
-        row = {"log_id": ledger_of(world), "level": 0, "number": 0, "hashes": "0" * 64 * 256}
+        log = ledger_of(world)
         with world.db.transaction() as session:
+            first = select(Entry.leaf).where(Entry.log_id == log, Entry.idx < tiles.WIDTH)
+            leaves = "".join(session.scalars(first.order_by(Entry.idx)))
+            hashes = "0" * len(leaves) if wrong == "hashes" else leaves + "0" * 64
+            row = {"log_id": log, "level": 0, "number": 0, "hashes": hashes}
             session.execute(insert(TreeTile).values(row))
         with world.db.reading() as session:
             assert "tile 0/0 differs" in {f.problem for f in fsck.check_all(session)}

@@ -279,6 +279,7 @@ class TestEntries:
 class TestStatement:
     def test_names_reserved_spent_windows_and_claim(self, reading: Desk) -> None:
         shown = reading.get("/v1/ledger/jobs/{job}/statement").json()
+        assert len(shown.pop("receipts")) == 4  # reserve, two windows, settle
         (train,) = shown["blocks"]
         assert train["reserved_pico"] == str(40 * 363154049)
         assert train["spent_pico"] == str(20 * 363154049)

@@ -12,7 +12,9 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DatabaseError
 
 from service.database import Database
-from service.ledger import entries, merkle
+from service.ids import new_id
+from service.ledger import entries, fsck, merkle
+from service.ledger import service as ledger
 from service.ledger.entries import Draft, Movement, append, body_of, leaf_of, log_of
 from service.ledger.errors import IdempotencyConflict, LedgerBroken
 from service.ledger.models import Entry, LogHead
@@ -152,6 +154,29 @@ class TestAppend:
         with db.transaction() as session:
             append(session, log, Draft(type="reserve.refused", idem="k", actor="a", data={}))
             assert session.get_one(LogHead, log, populate_existing=True).last_ts == last
+
+    def test_a_tenant_has_one_log_for_its_life(
+        self, world: w.World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A job that lives over New Year, its repeats and its settle stay in one log."""
+        job = new_id("ftjob-")
+        with world.db.transaction() as session:
+            log, reserved = log_of(session, world.tenant), w.reserve(session, world, job=job)
+        next_year = entries.now_us() + 366 * 24 * 3600 * 1_000_000
+        monkeypatch.setattr(entries, "now_us", lambda: next_year)
+        with world.db.transaction() as session:
+            assert w.reserve(session, world, job=job) == reserved
+            settled = ledger.settle(
+                session,
+                job_id=job,
+                final_state="cancelled",
+                artifact_digests={},
+                certificate_digest=None,
+            )
+            ts = session.get_one(Entry, (settled.log, settled.idx)).ts
+            assert (log_of(session, world.tenant), settled.log) == (log, log)
+            assert ts[:4] > log.rpartition("/")[2]
+            assert fsck.check_all(session) == []
 
 
 class TestAppendOnly:

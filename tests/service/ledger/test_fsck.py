@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from service.ledger import fsck
-from service.ledger.entries import leaf_of
+from dp_core.events import canonical_json
+from service.ledger import fsck, merkle
+from service.ledger.entries import Draft, append, leaf_of, log_of
+from service.ledger.entry_types import ELSEWHERE, VERSIONS
+from service.ledger.errors import LedgerBroken
+from tests.deploy.test_verify_ledger import verifier
 from tests.service.ledger import world as w
 
 TRIGGERS = ("entry_no_update", "entry_no_delete", "posting_no_update", "posting_no_delete")
@@ -81,6 +85,61 @@ class TestCheckAll:
             f"DELETE FROM posting WHERE idx = {last}",
             f"DELETE FROM entry WHERE idx = {last}",
         )
+
+    def test_an_entry_of_a_type_it_does_not_know_stops_it(self, tampered: w.World) -> None:
+        """Even one that fits the chain, the tree and the head, as a newer release may write."""
+        with tampered.db.transaction() as session:
+            idx, row = session.execute(
+                text("SELECT idx, body FROM entry ORDER BY idx DESC LIMIT 1")
+            ).one()
+            frontier: list[str] = []
+            leaves = session.scalars(text("SELECT leaf FROM entry ORDER BY idx")).all()
+            forged = canonical_json(json.loads(row) | {"type": "log.sealed"}).decode()
+            leaf = leaf_of(forged.encode())
+            for number, one in enumerate([*leaves[:-1], leaf]):
+                frontier = merkle.grow(frontier, number, one)
+            values = {"idx": idx, "body": forged, "leaf": leaf, "frontier": " ".join(frontier)}
+            session.execute(
+                text("UPDATE entry SET body=:body, leaf=:leaf, type='log.sealed' WHERE idx=:idx"),
+                values,
+            )
+            session.execute(text("UPDATE log_head SET last_leaf=:leaf, frontier=:frontier"), values)
+        with tampered.db.reading() as session:
+            found = {f.problem for f in fsck.check_all(session)}
+        assert "unknown type or version" in found
+
+
+class TestTypes:
+    def test_what_is_not_listed_is_never_written(self, tampered: w.World) -> None:
+        for kind, version in (("log.sealed", 1), ("reserve.refused", 2)):
+            draft = Draft(type=kind, idem="x", actor="system", data={}, v=version)
+            with pytest.raises(LedgerBroken), tampered.db.transaction() as session:
+                append(session, log_of(session, tampered.tenant), draft)
+
+    def test_the_verifier_knows_the_same_types(self) -> None:
+        second = {kind for kind, version in VERSIONS.items() if version == 2}
+        assert set(verifier.TYPES) == set(VERSIONS) - set(ELSEWHERE)
+        assert set(verifier.SECOND_VERSION) == second
+
+
+def test_a_window_at_another_level_than_its_schedules_is_found(tmp_path: Path) -> None:
+    schedule = (("1.000", 20), ("0.900", 20))
+    with w.sqlite_database(tmp_path) as db:
+        world = w.open_world(db)
+        w.run_job(world, run_plan=w.plan(schedule=schedule), windows=3, crash=True)
+        with db.reading() as session:
+            assert fsck.check_all(session) == []
+        with db.transaction() as session:
+            session.execute(text("DROP TRIGGER entry_no_update"))
+            session.execute(
+                text(
+                    'UPDATE entry SET body = replace(body, \'"level":"1.000","pol\','
+                    ' \'"level":"0.900","pol\') WHERE type = \'window.charge\''
+                )
+            )
+        with db.reading() as session:
+            problems = [f.problem for f in fsck.check_all(session) if f.invariant == "I8"]
+        assert problems == ["another level than the schedule has here"] * 2
 
 
 class TestCheckJob:

@@ -1,4 +1,7 @@
-"""No history of reserves, charges, crashes and settles passes a limit (P1-P5)."""
+"""No history of reserves, charges, crashes and settles passes a limit (P1-P5).
+
+The million rules of the long target: make test-histories HISTORIES_ARGS='--kind rules'
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
 
 from dp_core.plan import RunPlan
@@ -183,25 +187,10 @@ class ManyHistories(CountedHistories):
     """20,000 rules: histories of up to 200."""
 
 
-class NightlyHistories(CountedHistories):
-    """1,000,000 rules."""
-
-
-class TestManyHistories(ManyHistories.TestCase):  # type: ignore[name-defined, misc]
-    settings = settings(max_examples=115, stateful_step_count=200, deadline=None)
-
-    @pytest.mark.ci
-    @pytest.mark.timeout(3600)
-    def runTest(self) -> None:
-        super().runTest()
-        assert ManyHistories.rules_run >= 20_000
-
-
-class TestNightlyHistories(NightlyHistories.TestCase):  # type: ignore[name-defined, misc]
-    settings = settings(max_examples=5750, stateful_step_count=200, deadline=None)
-
-    @pytest.mark.slow
-    @pytest.mark.timeout(0)
-    def runTest(self) -> None:
-        super().runTest()
-        assert NightlyHistories.rules_run >= 1_000_000
+@pytest.mark.ci
+@pytest.mark.timeout(3600)
+def test_twenty_thousand_rules() -> None:
+    run_state_machine_as_test(
+        ManyHistories, settings=settings(max_examples=115, stateful_step_count=200, deadline=None)
+    )
+    assert ManyHistories.rules_run >= 20_000

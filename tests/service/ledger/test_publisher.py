@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +156,12 @@ def reserve_is_refused(world: w.World) -> LedgerHalted:
 
 
 class TestRollback:
-    """SQLite only: a copy of the file is put back, as an old backup would be."""
+    """The rows of an old backup are put back."""
 
     @pytest.fixture
-    def restored(self, tmp_path: Path) -> tuple[Scene, int]:
-        return restore_old_backup(tmp_path), 0
+    def restored(self, tmp_path: Path) -> Iterator[tuple[Scene, int]]:
+        with w.sqlite_database(tmp_path) as db:
+            yield restore_old_backup(tmp_path, db), 0
 
     def test_the_file_beside_the_database_halts_it(self, restored: tuple[Scene, int]) -> None:
         scene, _ = restored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
@@ -12,6 +13,7 @@ from service.certificates.service import build_certificate, visible_certificate
 from service.ids import new_id
 from service.ledger import fsck, releases
 from service.ledger import service as ledger
+from service.ledger.bundle import write_bundle
 from service.ledger.errors import (
     LedgerBroken,
     LedgerNotFound,
@@ -20,6 +22,9 @@ from service.ledger.errors import (
     SelfApproval,
 )
 from service.ledger.models import Entry
+from service.ledger.publisher import make_publisher
+from service.settings import Settings
+from tests.deploy.test_verify_ledger import verifier
 from tests.service.ledger import world as w
 
 
@@ -107,6 +112,30 @@ class TestCertificate:
         predicate = body["predicate"]
         assert predicate["verdict"] == "conditional"
         assert predicate["reasons"] == ["no_external_witness", "generator_not_os_entropy"]
+
+    @pytest.mark.parametrize("is_told", [True, False])
+    def test_a_size_counted_in_the_data_is_named_and_cannot_be_left_out(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_told: bool
+    ) -> None:
+        if not is_told:  # a service that hides it is found out by the log
+            monkeypatch.setattr("service.certificates.service.EXACT_BASES", frozenset())
+        with w.sqlite_database(tmp_path) as db:
+            world = w.found(db)
+            world.population = w.add_population(world, basis="counted")
+            w.grant(world, world.population)
+            job = w.run_job(world, run_plan=w.plan())
+            shown = ask(world, job)
+            told = ["no_external_witness", *(["size_declared_exact"] if is_told else [])]
+            assert (shown["verdict"], shown["reasons"]) == ("conditional", told)
+            publisher = make_publisher(Settings(data_dir=tmp_path), db)
+            publisher.turn()
+            path = tmp_path / "bundle.zip"
+            with (
+                db.reading() as session,
+                write_bundle(session, keys=publisher.keys, tenant_id=world.tenant) as archive,
+            ):
+                path.write_bytes(archive.read())
+        assert verifier.main([str(path)]) == (0 if is_told else 1)
 
     def test_every_number_is_text_or_integer(self, world: w.World) -> None:
         job = w.run_job(world, run_plan=w.plan())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -272,6 +272,76 @@ class TestChargeWindow:
             spent = int(ledger.job_statement(session, job)["job_spent"])
         assert spent == number * 10 * own
         assert spent <= adaptive.job_limit < spent + 10 * own
+
+
+class TestSchedule:
+    """Fixed noise that changes: each window pays the level registered for its steps (A5)."""
+
+    PLAN: ClassVar[dict[str, Any]] = {"schedule": (("1.000", 20), ("0.900", 20))}
+
+    def test_it_reserves_and_charges_each_step_at_its_own_price(self, world: w.World) -> None:
+        run_plan, job = w.plan(**self.PLAN), started(world, **self.PLAN)
+        dearer = ledger.price_of_step("0.01", "0.900", 4)
+        assert budget(world).held_pico == 20 * STEP_PICO + 20 * dearer
+        for number, level in enumerate(("1.000", "1.000", "0.900", "0.900")):
+            charge(world, job, number, run_plan=run_plan, level=level)
+            close(world, job, number)
+        assert budget(world).held_pico == 0
+        assert budget(world).spent_pico == 20 * STEP_PICO + 20 * dearer
+        with pytest.raises(EscrowExhausted, match="steps_exhausted"):
+            charge(world, job, 4, run_plan=run_plan, level="0.900")
+        with world.db.reading() as session:
+            assert fsck.check_all(session) == []
+
+    @pytest.mark.parametrize(
+        ("windows", "values"),
+        [
+            (0, {"level": "0.900"}),
+            (0, {"level": "0.900", "first_step": 0, "steps": 1}),
+            (1, {"level": "0.900", "first_step": 10}),
+            (2, {"level": "1.000"}),  # more noise than planned is another schedule too
+        ],
+    )
+    def test_a_level_of_another_place_is_refused_before_anything_moves(
+        self, world: w.World, windows: int, values: dict[str, Any]
+    ) -> None:
+        run_plan, job = w.plan(**self.PLAN), started(world, **self.PLAN)
+        for number in range(windows):
+            charge(world, job, number, run_plan=run_plan, level="1.000")
+            close(world, job, number)
+        before = budget(world).spent_pico
+        with pytest.raises(ChargeRefused, match="schedule"):
+            charge(world, job, windows, run_plan=run_plan, **values)
+        assert budget(world).spent_pico == before
+
+    def test_a_window_may_not_span_two_levels(self, world: w.World) -> None:
+        run_plan = w.plan(schedule=(("1.000", 15), ("0.900", 25)))
+        job = started(world, schedule=(("1.000", 15), ("0.900", 25)))
+        charge(world, job, 0, run_plan=run_plan, level="1.000")
+        close(world, job, 0)
+        with pytest.raises(ChargeRefused, match="next 5 steps"):
+            charge(world, job, 1, run_plan=run_plan, level="1.000")
+        charge(world, job, 1, run_plan=run_plan, level="1.000", steps=5)
+        close(world, job, 1)
+        charge(world, job, 2, run_plan=run_plan, level="0.900")
+
+    def test_a_redone_window_moves_along_the_schedule_and_a_repeat_does_not(
+        self, world: w.World
+    ) -> None:
+        run_plan, job = w.plan(**self.PLAN), started(world, **self.PLAN)
+        charge(world, job, 0, run_plan=run_plan, level="1.000")
+        close(world, job, 0)
+        paid = charge(world, job, 1, run_plan=run_plan, level="1.000")
+        assert charge(world, job, 1, run_plan=run_plan, level="1.000") == paid
+        with world.db.transaction() as session:
+            w.start(session, job, 2)
+            ledger.abandon_window(
+                session, job_id=job, epoch=2, window=1, reason_code="attempt_lost"
+            )
+        # the redo says it begins at step 10 again; the ledger counts what was started
+        with pytest.raises(ChargeRefused, match="schedule"):
+            charge(world, job, 2, 2, run_plan=run_plan, level="1.000", first_step=10)
+        charge(world, job, 2, 2, run_plan=run_plan, level="0.900", first_step=10)
 
 
 class TestQueries:

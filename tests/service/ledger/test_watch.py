@@ -33,16 +33,16 @@ def test_a_balance_edited_behind_the_service_halts_it_within_one_turn(
     dispatcher = Dispatcher(db=world.db, settings=Settings(data_dir=tmp_path), ring=None)
     gauges = tmp_path / "metrics" / "rldp.prom"
     assert dispatcher.watch() == 0
-    assert 'rldp_invariant_broken{invariant="I1"} 0' in gauges.read_text()
+    assert 'rldp_invariant_broken{name="I1"} 0.0' in gauges.read_text()
     with world.db.transaction() as session:
         session.execute(
             text("UPDATE account SET balance_pico = balance_pico + 1 WHERE kind = 'budget'")
         )
     assert dispatcher.watch() > 0
     lines = gauges.read_text().splitlines()
-    assert 'rldp_invariant_broken{invariant="I1"} 1' in lines
-    assert 'rldp_invariant_broken{invariant="I4"} 1' in lines
-    assert "rldp_ledger_halted 1" in lines
+    assert 'rldp_invariant_broken{name="I1"} 1.0' in lines
+    assert 'rldp_invariant_broken{name="I4"} 1.0' in lines
+    assert "rldp_ledger_halted 1.0" in lines
     with pytest.raises(LedgerHalted) as refused, world.db.transaction() as session:
         w.reserve(session, world, job="ftjob-b")
     answer = as_service_error(refused.value)

@@ -21,6 +21,7 @@ import service.models
 from dp_core.accounting import limit_pico, pld_epsilon
 from dp_core.certificate import job_claim
 from dp_core.events import Component, PoissonGaussian
+from dp_core.noise_schedule import NoiseSchedule
 from dp_core.plan import RunPlan, ValidationPlan
 from dp_core.ports import ChunkCharge, QueryCharge
 from service.certificates.service import build_certificate
@@ -133,7 +134,9 @@ def found(db: Database, *, steward_count: int = 3) -> World:
     return World(db=db, tenant=tenant, stewards=keys, **others)
 
 
-def add_population(world: World, *, code: str = "cardio", validation_fraction: str = "0") -> str:
+def add_population(
+    world: World, *, code: str = "cardio", validation_fraction: str = "0", basis: str = "registry"
+) -> str:
     with world.db.transaction() as session:
         population = populations.register(
             session,
@@ -142,7 +145,7 @@ def add_population(world: World, *, code: str = "cardio", validation_fraction: s
             code=code,
             unit="patient",
             patients_public=100_000,
-            patients_public_basis="registry",
+            patients_public_basis=basis,
             validation_fraction=validation_fraction,
             overlap_with=[],
         )
@@ -202,8 +205,12 @@ def plan(
     mode: str = "fixed_sigma",
     noise_source: str = "os_entropy",
     epsilon: str = "3",
+    schedule: tuple[tuple[str, int], ...] = (),
 ) -> RunPlan:
-    """q 0.01 at sigma 1, windows of 10 steps; adaptive: a menu of two levels."""
+    """q 0.01 at sigma 1, windows of 10 steps; adaptive: a menu of two levels.
+
+    `schedule`: (level, steps) of all steps that may be started, instead of sigma 1.
+    """
     started = steps + margin_steps
     noise: dict[str, Any] = {
         "noise_levels": ("1.000",),
@@ -212,6 +219,13 @@ def plan(
             [PoissonGaussian(q="0.01", noise_multiplier="1.000", steps=started)], "1e-6"
         ),
     }
+    if schedule:
+        told = NoiseSchedule.from_list([{"level": x, "steps": n} for x, n in schedule])
+        noise |= {
+            "noise_levels": told.levels,
+            "noise_schedule": told,
+            "epsilon_certified": pld_epsilon(told.events("0.01"), "1e-6"),
+        }
     if mode == "adaptive_sigma":
         noise = {
             "noise_levels": ("0.900", "1.000"),
@@ -340,7 +354,8 @@ def run_job(world: World, *, run_plan: RunPlan, windows: int = 2, crash: bool = 
         start(session, job)
     if crash:
         with world.db.transaction() as session:
-            ledger.charge_window(session, job_id=job, epoch=1, charge=window(0, run_plan=run_plan))
+            lost = window(0, run_plan=run_plan, level=run_plan.worst_schedule.at(0)[0])
+            ledger.charge_window(session, job_id=job, epoch=1, charge=lost)
         with world.db.transaction() as session:
             epoch, number = 2, 1
             start(session, job, epoch)
@@ -382,12 +397,13 @@ def _one_window(
                 epoch=epoch,
                 charge=query(asked, epoch=epoch, run_plan=run_plan, step=first_step),
             )
+        started = ledger.position(session, job_id=job, epoch=epoch).steps_started
         charge = window(
             number,
             epoch=epoch,
             first_step=first_step,
             run_plan=run_plan,
-            level=run_plan.noise_levels[-1],
+            level=run_plan.worst_schedule.at(started)[0],
         )
         if run_plan.mode == "adaptive_sigma":
             scaled = (Component(id="0.q_proj.A", sensitivity="1", std="9"),)

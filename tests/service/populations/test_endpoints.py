@@ -27,6 +27,10 @@ def create(hospital: Hospital, **changes: Any) -> Any:
 
 
 class TestCreate:
+    def test_an_exact_number_may_be_declared_if_it_is_called_that(self, hospital: Hospital) -> None:
+        answer = create(hospital, patients_public_basis="counted")
+        assert (answer.status_code, answer.json()["patients_public_basis"]) == (201, "counted")
+
     @pytest.mark.parametrize(
         ("change", "status"),
         [

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from service.database import Database
 from service.jobs import runtime
+from service.jobs.errors import FencedOut
 from service.ledger import service as ledger
 from service.settings import Settings
 from tests.service.ledger import world as lw
@@ -72,6 +73,27 @@ def wait_politely(db: Database, job: str, epoch: int) -> int:
     return 13
 
 
+def pause(db: Database, job: str, epoch: int) -> int:
+    """One window that ends once a pause is asked for, with its checkpoint."""
+    charge(db, job, epoch)
+    note("started", os.getpid())
+    while runtime.record_step(db, job, epoch, 1) != "pausing":
+        time.sleep(0.05)
+    runtime.record_checkpoint(db, job, epoch, step=10, window=0, directory="d", sha256="0" * 64)
+    return 12
+
+
+def charge_on(db: Database, job: str, epoch: int) -> int:
+    """Charges window after window; a pause that comes in between shuts it out."""
+    note("started", os.getpid())
+    try:
+        while True:
+            charge(db, job, epoch)
+            time.sleep(0.05)
+    except FencedOut:
+        return 10
+
+
 def stick(db: Database, job: str, epoch: int) -> int:
     """Stuck in a kernel with a helper process of its own: deaf to everything but SIGKILL."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -100,7 +122,14 @@ def main() -> int:
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     db = Database(Settings().resolved_database_url)
-    return {"train": train, "polite": wait_politely, "stuck": stick}[kind](db, job, epoch)
+    kinds = {
+        "train": train,
+        "polite": wait_politely,
+        "pause": pause,
+        "charge-on": charge_on,
+        "stuck": stick,
+    }
+    return kinds[kind](db, job, epoch)
 
 
 def command(kind: str, job: str, epoch: int) -> list[str]:

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import update
 
 from service.database import now_us
-from service.jobs import leases
+from service.jobs import leases, steering
 from service.jobs.leases import Claim
 from service.jobs.lifecycle import State
 from service.jobs.models import Job
@@ -25,6 +25,7 @@ from service.settings import Settings
 from service.worker import exit_codes, processes
 from service.worker.supervisor import Supervisor
 from tests.service.jobs import world as w
+from tests.service.jobs.test_service import subject_of
 from tests.service.ledger import world as lw
 from tests.service.worker.children import command
 
@@ -88,6 +89,8 @@ class TestEnds:
             ("exit-21", "failed", "data_unreadable"),
             ("exit-22", "failed", "model_refused"),
             ("exit-23", "failed", "self_check_failed"),
+            ("exit-25", "failed", "audit_failed"),
+            ("exit-12", "recovering", "trainer_crashed"),  # nobody asked for a pause
             ("exit-31", "failed", "ledger_refused"),
             ("killed", "recovering", "trainer_killed"),
         ],
@@ -138,6 +141,33 @@ class TestStopping:
         self._cancel(world, job)
         assert running.result(SOON) is State.CANCELLED
         assert w.entry_types(world.db, job)[-1] == "settle"
+
+    @pytest.mark.parametrize("kind", ["pause", "charge-on"])
+    def test_a_pause_leaves_a_paused_job_that_nobody_holds(
+        self, world: lw.World, settings: Settings, pool: ThreadPoolExecutor, kind: str
+    ) -> None:
+        job, running = self._running(world, settings, kind, pool)
+        wait_for(lambda: w.state(world.db, job) == "running")
+        self._pause(world, job)
+        assert running.result(SOON) is State.PAUSED
+        row = w.row(world.db, job)
+        assert (row.state, row.lease_owner, row.pauses) == ("paused", None, 1)
+        assert not is_alive(int((settings.data_dir / "started").read_text()))
+
+    def test_a_trainer_that_stalls_while_pausing_is_paused(
+        self, world: lw.World, settings: Settings, pool: ThreadPoolExecutor
+    ) -> None:
+        job, running = self._running(world, settings, "stuck", pool)
+        self._pause(world, job)
+        with world.db.transaction() as session:
+            session.execute(update(Job).values(progress_at=now_us() - 1000 * w.SECOND))
+        assert running.result(SOON) is State.PAUSED
+        row = w.row(world.db, job)
+        assert (row.pauses, row.last_failure_code) == (0, "trainer_stalled")
+
+    def _pause(self, world: lw.World, job: str) -> None:
+        with world.db.transaction() as session:
+            steering.pause_job(session, subject_of(world), job)
 
     def test_a_stuck_trainer_and_its_helpers_are_killed_within_seconds(
         self, world: lw.World, settings: Settings, pool: ThreadPoolExecutor
@@ -217,7 +247,8 @@ class TestProcess:
         assert "SECRET_OF_THE_SHELL" not in names
         assert {"RLDP_DATABASE_URL", "RLDP_LEASE_SECONDS", "RLDP_WORKER_ID"} <= set(names)
         for name in names:
-            allowed = name in processes.ALLOWED or name.startswith(processes.ALLOWED_PREFIXES)
+            prefixes = (*processes.ALLOWED_PREFIXES, "RLDP_")
+            allowed = name in processes.ALLOWED or name.startswith(prefixes)
             assert allowed, name
 
     def test_its_output_reaches_nobody(

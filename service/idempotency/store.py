@@ -8,6 +8,7 @@ a crash, and a refused request leaves no row, hence may be sent again under its 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,12 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from service.auth.subject import Subject
-from service.jobs.errors import IdempotencyKeyReused, RequestInProgress
-from service.jobs.models import IdempotencyKey
-from service.jobs.transitions import SECOND, clock_us
+from service.database import now_us
+from service.errors import IdempotencyKeyReused, RequestInProgress
+from service.idempotency.models import IdempotencyKey
 from service.ledger.entries import insert_if_absent
 
+SECOND = 1_000_000
 KEPT_SECONDS = 86_400
 WAIT_MILLISECONDS = 2_000
 LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's SQLSTATE
@@ -29,7 +31,7 @@ LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's SQLSTATE
 
 @dataclass(frozen=True, kw_only=True)
 class Keyed:
-    """A request under a key. Both digests are SHA-256: the key itself is never stored."""
+    """A request under a key. Only digests of either are stored."""
 
     subject: Subject
     route: str
@@ -55,7 +57,8 @@ def keyed(subject: Subject, route: str, key: str, request: dict[str, Any]) -> Ke
         subject=subject,
         route=route,
         key_digest=hashlib.sha256(bare.encode()).hexdigest(),
-        request_digest=hashlib.sha256(canonical.encode()).hexdigest(),
+        # Keyed with what is not stored: a guess of a personal field cannot be tested against it.
+        request_digest=hmac.new(bare.encode(), canonical.encode(), hashlib.sha256).hexdigest(),
     )
 
 
@@ -67,7 +70,7 @@ def kept_answer(session: Session, request: Keyed) -> dict[str, Any] | None:
     """
     row = session.execute(
         select(IdempotencyKey.request_digest, IdempotencyKey.answer).where(
-            *_is(request), IdempotencyKey.created_at > _oldest(session)
+            *_is(request), IdempotencyKey.created_at > _oldest()
         )
     ).first()
     if row is None:
@@ -88,12 +91,12 @@ def take(session: Session, request: Keyed) -> dict[str, Any] | None:
         IdempotencyKeyReused: the key stands with another request.
     """
     session.execute(
-        delete(IdempotencyKey).where(*_is(request), IdempotencyKey.created_at <= _oldest(session))
+        delete(IdempotencyKey).where(*_is(request), IdempotencyKey.created_at <= _oldest())
     )
     values = request.identity | {
         "request_digest": request.request_digest,
         "answer": "",
-        "created_at": clock_us(session),
+        "created_at": now_us(),
     }
     return None if _insert(session, values) else kept_answer(session, request)
 
@@ -124,12 +127,12 @@ def keep(session: Session, request: Keyed, answer: dict[str, Any]) -> None:
 
 def forget_old(session: Session) -> None:
     """Drops keys a day old."""
-    session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at <= _oldest(session)))
+    session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at <= _oldest()))
 
 
 def _is(request: Keyed) -> list[Any]:
     return [getattr(IdempotencyKey, name) == value for name, value in request.identity.items()]
 
 
-def _oldest(session: Session) -> int:
-    return clock_us(session) - KEPT_SECONDS * SECOND
+def _oldest() -> int:
+    return now_us() - KEPT_SECONDS * SECOND

@@ -1,0 +1,1 @@
+"""Who works here: the workers, by their own sign of life."""

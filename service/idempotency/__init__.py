@@ -1,0 +1,1 @@
+"""Answers kept under `Idempotency-Key`, for every POST that makes something."""

@@ -1,0 +1,1 @@
+"""Encryption at rest: uploads and what jobs leave, under keys that can be destroyed."""

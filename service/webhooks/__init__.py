@@ -1,0 +1,1 @@
+"""Webhooks: endpoints that a hospital registers, and the deliveries owed to them."""
