@@ -73,6 +73,7 @@ NO_LEAF = "0" * 64
 LINE_BYTES = {"entries.jsonl": 64 * 1024, "settings.jsonl": 4 * 2**20}
 CERTIFICATE_BYTES = 8 * 2**20
 EVIDENCE_BYTES = 128 * 1024
+RECEIPT_FILE_BYTES = 64 * 1024 * 1024
 RECEIPT_LINE_BYTES = 4096
 DISCLOSURE_BYTES = 32 * 1024
 DIGITS = Context(prec=110, Emax=MAX_EMAX, Emin=MIN_EMIN)  # 50 true digits with room to cancel
@@ -575,6 +576,11 @@ TYPES: dict[str, dict[str, Shape]] = {
         "mechanism": "code", "q": "decimal", "query": "int", "scale": "decimal",
         "sensitivity": "decimal", "step": "int",
     },
+    "audit.committed": {
+        "canaries": "int", "commitment": "hash", "job": "id", "manifest": "hash",
+    },
+    "audit.revealed": {"job": "id", "report": "hash", "seed": "hash", "verdict": "code"},
+    "incident": {"epoch": "int", "job": "id", "reason": "code", "report": "hash"},
     "settle": {
         "artifacts": DIGESTS, "certificate": ("hash",), "job": "id", "job_spent": "pico",
         "returned": {"*code": "pico"}, "state": "code", "steps_started": {"*code": "int"},
@@ -799,6 +805,7 @@ def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
 class Population:
     blocks: list[str]
     patients_public: int
+    is_counted: bool  # the declared size is the exact number in the data
     overlap: Any
     alpha: int | None = None
     delta: str = "0"
@@ -824,6 +831,9 @@ class Job:
     job_spent: int = 0
     indexes: dict[str, list[int]] = field(default_factory=dict)
     attempts: list[dict[str, Any]] = field(default_factory=list)
+    committed: dict[str, Any] | None = None  # canaries of its audit
+    revealed: dict[str, Any] | None = None
+    is_disputed: bool = False  # an audit found a fault
     settle: dict[str, Any] | None = None
     limit_at_settle: dict[str, Any] = field(default_factory=dict)
     released: bool = False
@@ -955,7 +965,10 @@ class Replay:
         blocks = ["train", "validation"] if held_out else ["train"]
         require(data["blocks"] == blocks, "blocks do not follow from the fraction")
         self.populations[body["pop"]] = Population(
-            blocks=blocks, patients_public=data["patients_public"], overlap=data["overlap_with"]
+            blocks=blocks,
+            patients_public=data["patients_public"],
+            is_counted=data["patients_public_basis"] == "counted",
+            overlap=data["overlap_with"],
         )
         return {}
 
@@ -1127,11 +1140,13 @@ class Replay:
         """The job's own claim: a schedule fixed beforehand, or a filter at a fixed order."""
         limit = int(data["job_limit"])
         if data["rule"] == "pld_fixed_schedule":
-            schedule = [{"level": train["levels"][0]["level"], "steps": limit}]
-            fits = data["schedule"] == schedule and limit == data["steps_started_max"]
+            schedule = data["schedule"] or []
+            named = sorted({part["level"] for part in schedule}, key=Decimal)
+            fits = named == [level["level"] for level in train["levels"]]
+            steps = [part["steps"] for part in schedule]
+            fits = fits and all(steps) and sum(steps) == limit == data["steps_started_max"]
             require(
-                fits and len(train["levels"]) == 1 and data["alpha_job"] is None,
-                "the schedule is not the one that is charged",
+                fits and data["alpha_job"] is None, "the schedule is not the one that is charged"
             )
         else:
             require(data["rule"] == "rdp_filter" and data["schedule"] is None, "unknown rule")
@@ -1142,16 +1157,19 @@ class Replay:
         levels = [Decimal(level["level"]) for level in block["levels"]]
         rising = all(a < b for a, b in pairwise(levels))
         require(bool(levels) and rising, "levels do not rise")
-        dearest = 0
+        by_level = {}
         for level in block["levels"]:
             prices = step_prices(block["q"], level["level"])
             self._price(int(level["step_pico"]), prices[data["alpha_star"]])
             require(level["prices"] == [str(prices[a]) for a in ORDERS], "prices by order differ")
             self.prices_checked += len(ORDERS)
-            dearest = max(dearest, prices[data["alpha_star"]])
+            by_level[level["level"]] = prices[data["alpha_star"]]
             own = None if block["block"] != "train" else str(self._job_price(data, prices))
             require(level["job_step_price"] == own, "the job's own price differs")
-        self._price(int(block["amount"]), block["steps_max"] * dearest)
+        worst = block["steps_max"] * max(by_level.values())
+        if block["block"] == "train" and data["schedule"] is not None:
+            worst = sum(part["steps"] * by_level[part["level"]] for part in data["schedule"])
+        self._price(int(block["amount"]), worst)
         return int(block["amount"])
 
     @staticmethod
@@ -1177,6 +1195,8 @@ class Replay:
         require(data["q"] == terms["q"], "another sampling rate than reserved")
         menu = [level["level"] for level in terms["levels"]]
         require(data["level"] in menu, "a level outside the menu")
+        if block == "train" and job.terms["schedule"] is not None:
+            self._scheduled(job, data)
         prices = step_prices(data["q"], data["level"])
         cost = steps * prices[job.terms["alpha_star"]]
         self._price(int(data["charge"]), cost)
@@ -1188,6 +1208,8 @@ class Replay:
     def _window_charge(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
         job = self._job(data, is_running=True)
         require(body["actor"] == job.worker, "charged by another worker")
+        require(job.revealed is None, "a charge after the audit's coins were revealed")
+        require(not job.is_disputed, "a charge after the audit found a fault")
         require(data["inputs"] in ("public", "dp"), "a controller input that is not public or dp")
         require(data["window"] == len(job.windows), f"window {len(job.windows)} expected (I7)")
         # only the newest can be open: each had to end before the next was charged
@@ -1204,6 +1226,17 @@ class Replay:
         job.windows[data["window"]] = "open"
         job.window_steps[data["window"]] = data["steps"]
         return post
+
+    @staticmethod
+    def _scheduled(job: Job, data: dict[str, Any]) -> None:
+        """Each started step has the level registered for its place; redone ones count on."""
+        first = job.started.get("train", 0)
+        last, begin = first + data["steps"], 0
+        for part in job.terms["schedule"]:
+            end = begin + part["steps"]
+            if begin < last and first < end:  # a step past the whole schedule fails as I8
+                require(data["level"] == part["level"], "another level than the schedule's")
+            begin = end
 
     def _noise(self, data: dict[str, Any]) -> None:
         settings = self.bundle.settings.get(data["settings"])
@@ -1230,6 +1263,38 @@ class Replay:
         job.windows[data["window"]] = "abandoned"
         return {}
 
+    def _audit_committed(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        """Which canaries take part is fixed before anything is drawn."""
+        job = self._job(data)
+        require(body["actor"] == job.worker, "committed by another worker")
+        require(job.committed is None, "coins are committed twice")
+        require(not job.windows, "coins are committed after the first charge")
+        job.committed = data
+        return {}
+
+    def _audit_revealed(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        job = self._job(data)
+        require(body["actor"] == job.worker, "revealed by another worker")
+        require(job.committed is not None, "coins are revealed that were never committed")
+        require(job.revealed is None, "coins are revealed twice")
+        require("open" not in job.windows.values(), "coins are revealed inside a window")
+        assert job.committed is not None
+        opened = hashlib.sha256(bytes.fromhex(data["seed"] + job.committed["manifest"]))
+        require(
+            opened.hexdigest() == job.committed["commitment"],
+            "the revealed seed does not open the commitment",
+        )
+        require(data["verdict"] in ("pass", "inconclusive", "fail"), "unknown verdict")
+        job.revealed = data
+        return {}
+
+    def _incident(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
+        job = self._job(data, is_running=True)
+        require(body["actor"] == job.worker, "entered by another worker")
+        require(data["reason"] == "audit_failed", "an incident of an unknown kind")
+        job.is_disputed = True
+        return {}
+
     def _query_charge(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
         job = self._job(data, is_running=True)
         require(body["actor"] == job.worker, "charged by another worker")
@@ -1243,6 +1308,11 @@ class Replay:
     def _settle(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
         job, population = self._job(data), self._population(body)
         require("open" not in job.windows.values(), "a window is still open")
+        failed = job.revealed is not None and job.revealed["verdict"] == "fail"
+        require(
+            not data["artifacts"] or not (job.is_disputed or failed),
+            "files of a job whose audit found a fault",
+        )
         outcomes = list(job.windows.values())
         counted = {
             "abandoned": outcomes.count("abandoned"),
@@ -1378,7 +1448,8 @@ class Certificates:
 
     def __init__(self, replay: Replay) -> None:
         self.replay = replay
-        self.schedules: list[tuple[str, str, str, int, str, str]] = []
+        # job, q, (level, steps) of each part, delta, claimed epsilon
+        self.schedules: list[tuple[str, str, tuple[tuple[str, int], ...], str, str]] = []
 
     def run(self) -> None:
         found = self.replay.bundle.certificates
@@ -1430,7 +1501,10 @@ class Certificates:
         train = job.blocks["train"]
         menu = [level["level"] for level in train["levels"]]
         same = (mechanism["noise_levels"], mechanism["sampling_probability"]) == (menu, train["q"])
-        require(same and mechanism["sampler"] == job.terms["sampler"], "another mechanism")
+        same = same and mechanism["sampler"] == job.terms["sampler"]
+        changing = len(job.terms["schedule"] or []) > 1
+        schedule = job.terms["schedule"] if changing else None
+        require(same and mechanism.get("noise_schedule") == schedule, "another mechanism")
         if mechanism["noise_source"] != "os_entropy":
             require("generator_not_os_entropy" in predicate["reasons"], "a reservation is left out")
 
@@ -1446,18 +1520,9 @@ class Certificates:
         ):
             require(claim[name] == job.terms[name], f"claim.{name} differs from the log")
         if claim["rule"] == "pld_fixed_schedule":
-            train = job.blocks["train"]
-            for part in job.terms["schedule"]:
-                self.schedules.append(
-                    (
-                        job_id,
-                        train["q"],
-                        part["level"],
-                        part["steps"],
-                        claim["delta"],
-                        claim["epsilon"],
-                    )
-                )
+            parts = tuple((part["level"], part["steps"]) for part in job.terms["schedule"])
+            q = job.blocks["train"]["q"]
+            self.schedules.append((job_id, q, parts, claim["delta"], claim["epsilon"]))
 
     def _validation(self, job_id: str, job: Job, told: dict[str, Any] | None) -> None:
         block = job.blocks.get("validation")
@@ -1466,10 +1531,8 @@ class Certificates:
             return
         same = told["delta"] == job.terms["delta"] and told["evaluations_max"] == block["steps_max"]
         require(same and told["unit"] == job.terms["unit"], "validation differs from the log")
-        level = block["levels"][0]["level"]
-        self.schedules.append(
-            (job_id, block["q"], level, block["steps_max"], told["delta"], told["epsilon"])
-        )
+        parts = ((block["levels"][0]["level"], block["steps_max"]),)
+        self.schedules.append((job_id, block["q"], parts, told["delta"], told["epsilon"]))
 
     def _scope(self, job_id: str, job: Job, scope: dict[str, Any]) -> None:
         require((scope["job"], scope["population"]) == (job_id, job.population), "another scope")
@@ -1495,9 +1558,30 @@ class Certificates:
         require(set(told) <= set(before), "indexes of other entries")
         require(evidence["attempts"] == job.attempts, "attempts differ")
         require(evidence["plan"] == job.terms["plan"], "another plan")
+        self._audit(job, evidence.get("empirical_audit"))
         settled = job.indexes["settle"][0]
         require(0 < tree["size"] <= settled, "the tree is younger than settle")
         require(tree["root"] == merkle_root(replay.leaves[: tree["size"]]), "the root differs")
+
+    def _audit(self, job: Job, told: dict[str, Any] | None) -> None:
+        """Its files leave with the adapter; a model whose audit failed does not.
+
+        PASS needs an audit of the job's own steps: coins committed before, revealed after.
+        """
+        if told is None:
+            require(job.revealed is None, "the audit of the job's own steps is left out")
+            return
+        assert job.settle is not None
+        files = set(job.settle["artifacts"].values())
+        require({told["report_sha256"], told["scores_sha256"]} <= files, "another audit report")
+        require(told["verdict"] in ("PASS", "INCONCLUSIVE"), "the audit found a fault")
+        require(told["self_test"] in ("PASS", "INCONCLUSIVE"), "the self-test found a fault")
+        if job.revealed is None:
+            require(told["tier"] == "T1", "an audit of steps whose coins were never revealed")
+            require(told["verdict"] == "INCONCLUSIVE", "a verdict that one tier cannot give")
+            return
+        require(told["report_sha256"] == job.revealed["report"], "another audit than revealed")
+        require(told["verdict"].lower() == job.revealed["verdict"], "another verdict than revealed")
 
     def _verdict(self, job: Job, predicate: dict[str, Any]) -> None:
         reasons = set(predicate["reasons"])
@@ -1509,6 +1593,8 @@ class Certificates:
             due.add("unit_by_statement")
         if self.replay.populations[job.population].overlap is None:
             due.add("overlap_unstated")
+        if self.replay.populations[job.population].is_counted:
+            due.add("size_declared_exact")
         require(due <= reasons, "a reservation is left out")
         verdict = "none" if reasons & REASONS_NONE else "conditional" if reasons else "full"
         require(predicate["verdict"] == verdict, "the verdict does not follow from the reasons")
@@ -1516,7 +1602,8 @@ class Certificates:
 
 
 def check_schedules(schedules: Sequence[tuple[Any, ...]]) -> int:
-    """Recomputes each PLD epsilon with dp_accounting; a claim below it fails.
+    """Recomputes each PLD epsilon, all parts composed, with dp_accounting; a claim below it
+    fails.
 
     Raises:
         ImportError: dp_accounting is not installed.
@@ -1525,20 +1612,22 @@ def check_schedules(schedules: Sequence[tuple[Any, ...]]) -> int:
     from dp_accounting import pld
 
     @lru_cache(maxsize=4096)
-    def epsilon(q: str, level: str, steps: int, delta: str) -> Decimal:
+    def epsilon(q: str, parts: tuple[tuple[str, int], ...], delta: str) -> Decimal:
         accountant = pld.PLDAccountant(
             dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
             value_discretization_interval=PLD_INTERVAL,
         )
-        step = dp_accounting.GaussianDpEvent(float(level))
-        if float(q) < 1:
-            step = dp_accounting.PoissonSampledDpEvent(float(q), step)
-        accountant.compose(dp_accounting.SelfComposedDpEvent(step, steps))
+        for level in sorted({part[0] for part in parts}, key=Decimal):
+            step = dp_accounting.GaussianDpEvent(float(level))
+            if float(q) < 1:
+                step = dp_accounting.PoissonSampledDpEvent(float(q), step)
+            steps = sum(n for name, n in parts if name == level)
+            accountant.compose(dp_accounting.SelfComposedDpEvent(step, steps))
         found = Decimal(repr(float(accountant.get_epsilon(float(delta)))))
         return found.quantize(Decimal("0.0001"), rounding=ROUND_CEILING)
 
-    for job_id, q, level, steps, delta, claimed in schedules:
-        due = epsilon(q, level, steps, delta)
+    for job_id, q, parts, delta, claimed in schedules:
+        due = epsilon(q, parts, delta)
         if Decimal(claimed) < due:
             raise Failed(f"certificate of {job_id} claims epsilon {claimed}, the PLD gives {due}")
     return len(schedules)
@@ -1742,6 +1831,11 @@ def blame_earlier(bundle: Bundle, earlier: Sequence[Earlier], index: int | None)
             raise Failed(f"the log was rewritten before size {one.size}", one.size - 1)
 
 
+def _deployment(system_origin: str) -> str:
+    """The system log's name without the number that each recovery adds."""
+    return re.sub(r"/[0-9]{4}$", "", system_origin)
+
+
 class Evidence:
     """Holds the log against what was signed, witnessed, promised and kept."""
 
@@ -1781,7 +1875,7 @@ class Evidence:
             return
         chain = self.policy.log_keys
         for index, told in self.replay.rotations:
-            if told["origin"] != self.policy.system_origin:
+            if _deployment(told["origin"]) != _deployment(self.policy.system_origin):
                 raise Failed("a key of another deployment", index)
             if told["authority"] not in chain:
                 raise Failed("vouched for by a log key the policy does not pin", index)
@@ -1826,14 +1920,13 @@ class Evidence:
 
     def _receipts(self, own: Sequence[bytes]) -> None:
         """Every leaf that was promised stands where it was promised."""
-        promised = []
         for job, lines in self.bundle.receipts.items():
             require(job in self.replay.jobs, "receipts of an unknown job")
             for line in lines:
                 index, _, note = line.partition(b" ")
                 receipt = parse_receipt(_base64(note.decode("ascii", "replace")))
                 require(index == str(receipt.index).encode(), "a receipt under another index")
-                promised.append(receipt)
+                self._promised(receipt)
         for raw in own:
             proof = parse_proof(raw) if raw.startswith(PROOF_LINE.encode()) else None
             if proof is not None:
@@ -1844,17 +1937,15 @@ class Evidence:
                 self._log_signed(proof.checkpoint, "the checkpoint of a receipt")
                 holds = proof.index == receipt.index and proof.holds(receipt.leaf)
                 require(holds, "the proof of a receipt does not hold")
-            promised.append(receipt)
-        for receipt in promised:
             self._promised(receipt)
         bad = [
             i for i, leaf in self.told.items() if i < len(self.leaves) and self.leaves[i] != leaf
         ]
         if bad:
             self._rewritten(min(bad), "a receipt tells another entry")
-        self.receipts = len(promised)
 
     def _promised(self, receipt: Receipt) -> None:
+        self.receipts += 1  # one at a time: a long log has one for every second entry
         require(receipt.origin == self.origin, "a receipt of another log")
         if self.policy is not None:
             name = f"{receipt.origin}/receipts"
@@ -2141,7 +2232,7 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
     if policy is not None and arguments.max_age is not None:
         policy = replace(policy, max_age_seconds=arguments.max_age)
     earlier = [read_earlier(text) for text in arguments.previous]
-    own_receipts = [_read_file(path) for path in arguments.receipt]
+    own_receipts = [raw for path in arguments.receipt for raw in read_receipts(path)]
     bundle = read_bundle(arguments.bundle)
     pinned = [*arguments.steward_key, *(policy.steward_keys if policy else ())]
     replay = Replay(bundle, pinned)
@@ -2202,6 +2293,46 @@ def _read_file(path: Path, limit: int | None = EVIDENCE_BYTES) -> bytes:
         raise Unreadable(f"{path}: cannot be read") from None
     require(limit is None or len(raw) <= limit, f"{path.name} is too large")
     return raw
+
+
+def read_receipts(path: Path) -> list[bytes]:
+    """The receipts in a file, or in every file of a folder.
+
+    A file is one receipt, one proof with a receipt, the receipts of a job from a bundle, or an
+    answer of the service as it was received: JSON with `ledger.receipt` objects anywhere in it.
+    """
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        found = [receipt for file in files for receipt in read_receipts(file)]
+    else:
+        raw = _read_file(path, RECEIPT_FILE_BYTES)
+        found = _receipts_in(raw) if raw[:1] in b"{[0123456789" else [raw]
+    if not found:
+        raise Unreadable(f"{path}: no receipt in it")
+    return found
+
+
+def _receipts_in(raw: bytes) -> list[bytes]:
+    if raw[:1] not in b"{[":
+        return [
+            _base64(line.partition(b" ")[2].decode("ascii", "replace")) for line in raw.splitlines()
+        ]
+    try:
+        waiting = [json.loads(raw)]
+    except (ValueError, RecursionError):
+        raise Unreadable("a file of receipts that is no JSON") from None
+    found = []
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
+            if value.get("object") == "ledger.receipt":
+                text = value.get("proof") or value.get("receipt")
+                require(isinstance(text, str), "a receipt that is no text")
+                found.append(str(text).encode())
+    return found
 
 
 def _check_artifact(path: Path, replay: Replay) -> None:
@@ -2289,8 +2420,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         action="append",
         default=[],
-        metavar="FILE",
-        help="a receipt you were given: its entry must stand here; repeat for each",
+        metavar="PATH",
+        help="a receipt you were given, an answer that holds some, or a folder of these: each "
+        "entry must stand here; repeat for more",
     )
     parser.add_argument(
         "--steward-key",

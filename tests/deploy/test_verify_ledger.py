@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from dp_core import accounting
 from dp_core.errors import CalibrationImpossible
+from dp_core.events import PoissonGaussian
 from service.ledger import bundle
 from service.ledger.publisher import make_publisher
 from service.settings import Settings
@@ -144,15 +145,32 @@ def clean_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path,
                 needed_pico=9,
                 free_pico=8,
             )
-        publisher = make_publisher(Settings(data_dir=directory), db)
-        publisher.turn()
-        with (
-            db.reading() as session,
-            bundle.write_bundle(session, keys=publisher.keys, tenant_id=world.tenant) as archive,
-        ):
-            path = directory / "bundle.zip"
-            path.write_bytes(archive.read())
-        yield path, world
+        yield exported(world, directory), world
+
+
+def exported(world: w.World, directory: Path) -> Path:
+    """The world's log as an auditor downloads it."""
+    publisher = make_publisher(Settings(data_dir=directory), world.db)
+    publisher.turn()
+    path = directory / "bundle.zip"
+    with (
+        world.db.reading() as session,
+        bundle.write_bundle(session, keys=publisher.keys, tenant_id=world.tenant) as archive,
+    ):
+        path.write_bytes(archive.read())
+    return path
+
+
+@pytest.fixture(scope="module")
+def scheduled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Parts]]:
+    """A job of fixed noise in two levels that lost its first window."""
+    directory = tmp_path_factory.mktemp("scheduled")
+    with w.sqlite_database(directory) as db:
+        world = w.open_world(db)
+        run_plan = w.plan(schedule=(("1.000", 20), ("0.900", 20)))
+        w.run_job(world, run_plan=run_plan, windows=3, crash=True)
+        path = exported(world, directory)
+        yield path, take_apart(path, world)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +182,16 @@ def run(path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[
     code = verifier.main([str(path), *options])
     printed = capsys.readouterr()
     return code, printed.out + printed.err
+
+
+# What a certificate says of an audit; the digests are those of the test job's artifacts.
+AUDIT = {
+    "report_sha256": "c" * 64,
+    "scores_sha256": "d" * 64,
+    "self_test": "PASS",
+    "tier": "T1",
+    "verdict": "INCONCLUSIVE",
+}
 
 
 class TestCleanBundle:
@@ -390,6 +418,76 @@ class TestDishonestService:
         assert (code, "after settle (I6)" in text) == (1, True), text
 
 
+def other_parts(*parts: tuple[str, int]) -> Callable[[Body], None]:
+    return put("data", "schedule", to=[{"level": x, "steps": n} for x, n in parts])
+
+
+class TestSchedule:
+    """Fixed noise that changes: registered, charged in its place, certified as a whole."""
+
+    def test_an_honest_one_passes(
+        self, scheduled: tuple[Path, Parts], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        code, text = run(scheduled[0], capsys)
+        assert code == 0, text
+        assert "1 epsilons by PLD" in text
+        levels = [
+            body["data"]["level"]
+            for body in scheduled[1].bodies()
+            if body["type"] == "window.charge"
+        ]
+        assert levels == ["1.000", "1.000", "0.900", "0.900"]
+
+    @pytest.mark.parametrize(
+        ("kind", "nth", "change", "problem"),
+        [
+            ("reserve", 0, other_parts(("1.000", 20), ("0.900", 19)), "schedule"),
+            ("reserve", 0, other_parts(("1.000", 40)), "schedule"),
+            ("reserve", 0, other_parts(("1.000", 40), ("0.900", 0)), "schedule"),
+            ("reserve", 0, other_parts(), "schedule"),
+            ("reserve", 0, other_parts(("1.000", 30), ("0.900", 10)), "pico where"),
+            ("reserve", 0, put("data", "schedule", to=None), "schedule"),
+            ("window.charge", 0, put("data", "level", to="0.900"), "than the schedule's"),
+            ("window.charge", 1, put("data", "level", to="0.900"), "than the schedule's"),
+            ("window.charge", 2, put("data", "level", to="1.000"), "than the schedule's"),
+        ],
+    )
+    def test_another_schedule_or_place_is_caught(
+        self,
+        scheduled: tuple[Path, Parts],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        kind: str,
+        nth: int,
+        change: Callable[[Body], None],
+        problem: str,
+    ) -> None:
+        parts = scheduled[1]
+        index = parts.find(kind, nth)
+        code, text = run(parts.edited(index, change).write(tmp_path / "b.zip"), capsys)
+        assert (code, problem in text) == (1, True), text
+        assert f"at entry {index}:" in text
+
+    def test_the_order_of_its_levels_is_that_of_the_charges(
+        self, scheduled: tuple[Path, Parts], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The same price in another order: the first charge does not fit it."""
+        parts = scheduled[1]
+        turned = parts.edited(parts.find("reserve"), other_parts(("0.900", 20), ("1.000", 20)))
+        code, text = run(turned.write(tmp_path / "b.zip"), capsys)
+        assert (code, "than the schedule's" in text) == (1, True), text
+
+    def test_its_epsilon_is_that_of_all_parts_together(self) -> None:
+        parts = (("1.000", 20), ("0.900", 20))
+        events = [PoissonGaussian(q="0.01", noise_multiplier=level, steps=n) for level, n in parts]
+        whole = accounting.pld_epsilon(events, "1e-6")
+        alone = max((accounting.pld_epsilon([e], "1e-6") for e in events), key=float)
+        assert float(alone) < float(whole)
+        assert verifier.check_schedules([("job", "0.01", parts, "1e-6", whole)]) == 1
+        with pytest.raises(verifier.Failed, match=f"the PLD gives {whole}"):
+            verifier.check_schedules([("job", "0.01", parts, "1e-6", alone)])
+
+
 class TestForgedApprovals:
     def forge(self, clean: Parts, kind: str, signature: str, actor: str | None = None) -> Parts:
         bodies = clean.bodies()
@@ -551,6 +649,13 @@ class TestCertificates:
             (("evidence", "tree", "root"), "0" * 64),
             (("evidence", "indexes", "reserve"), [1]),
             (("evidence", "attempts"), []),
+            (("evidence", "empirical_audit"), {**AUDIT, "report_sha256": "0" * 64}),
+            (("evidence", "empirical_audit"), {**AUDIT, "scores_sha256": "0" * 64}),
+            (("evidence", "empirical_audit"), {**AUDIT, "verdict": "FAIL"}),
+            (("evidence", "empirical_audit"), {**AUDIT, "self_test": "FAIL"}),
+            (("evidence", "empirical_audit"), {**AUDIT, "verdict": "PASS"}),
+            (("evidence", "empirical_audit"), {**AUDIT, "tier": "T2"}),
+            (("evidence", "empirical_audit"), {"verdict": "PASS"}),
             (("validation", "epsilon"), "0.01"),
             (("reasons",), []),
             (("verdict",), "full"),
@@ -564,17 +669,28 @@ class TestCertificates:
         path: tuple[str, ...],
         value: Any,
     ) -> None:
+        forged = self.changed(clean, path, value)
+        code, said = run(forged.write(tmp_path / "b.zip"), capsys)
+        assert (code, "certificate of" in said) == (1, True), said
+
+    def changed(self, clean: Parts, path: tuple[str, ...], value: Any) -> Parts:
+        """The first job's certificate with one other value, and a log that fits it."""
         job = clean.bodies()[clean.find("reserve")]["data"]["job"]
         statement = json.loads(clean.certificates[job])
         put("predicate", *path, to=value)(statement)
         text = canonical(statement)
         bodies = clean.bodies()[: clean.find("settle") + 1]
         bodies[-1]["data"]["certificate"] = hashlib.sha256(text.encode()).hexdigest()
-        forged = replace(
-            clean.rechained(bodies), certificates={job: text}, settings=clean.settings[:1]
-        )
-        code, said = run(forged.write(tmp_path / "b.zip"), capsys)
-        assert (code, "certificate of" in said) == (1, True), said
+        chained = clean.rechained(bodies)
+        return replace(chained, certificates={job: text}, settings=clean.settings[:1])
+
+    def test_an_audit_whose_files_are_the_jobs_is_accepted(
+        self, clean: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Its words may grow: the field is read by the names the verifier knows."""
+        told = self.changed(clean, ("evidence", "empirical_audit"), {**AUDIT, "steps": 5})
+        code, said = run(told.write(tmp_path / "b.zip"), capsys)
+        assert code == 0, said
 
     def test_a_missing_certificate_is_named(
         self, clean: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]

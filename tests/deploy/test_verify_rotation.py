@@ -24,6 +24,7 @@ import service.models
 from service.cli import app
 from service.database import Database
 from service.ledger import fsck, notes, receipts, rotation
+from service.ledger.checkpoints import system_origin
 from service.ledger.errors import KeySuperseded
 from service.ledger.keys import LedgerKeys, adopt_next_log_key, load_keys, next_log_key
 from service.ledger.models import Entry, SignedCheckpoint
@@ -316,7 +317,7 @@ class TestForgery:
 def appointed(keys: LedgerKeys, new: Ed25519PrivateKey, role: Any = "log") -> Body:
     """What the holder of some keys would enter."""
     old = keys.log_public if role == "log" else keys.receipt_public
-    origin = rotation.system_origin(keys)
+    origin = system_origin(keys)
     text = notes.rotation_text(
         origin=origin, role=role, old=old, new=rotation.public_hex(new)
     ).encode()
