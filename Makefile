@@ -11,13 +11,16 @@ EPSILON ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 MUTANTS_ARGS ?=
+BREAKING ?=
+SEEDS ?=
+HISTORIES_ARGS ?=
 PACKAGES := dp_core controller service migrations deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types imports format bench bench-engine bench-ledger test-ci test-slow test-faults test-gpu mutants clean
+.PHONY: help install demo test check lint types imports format bench bench-engine bench-ledger bench-verifier bench-utility bench-audit test-ci test-slow test-histories test-faults test-gpu screenshots mutants openapi bench-service bench-dashboard sbom licences audit reproducible bench-year clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## the virtual environment with everything in it
 
@@ -35,7 +38,7 @@ demo: $(STAMP) ## a private fine-tuning job from upload to certificate [DATA=fil
 	@$(BIN)/rldp demo $(if $(DATA),--data '$(DATA)') $(if $(EPSILON),--epsilon '$(EPSILON)') $(DEMO_ARGS)
 
 test: $(STAMP) ## every test that needs no more than minutes
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: lint types imports test ## what has to pass before a change is handed in
 
@@ -62,11 +65,32 @@ bench-engine: $(STAMP) ## a private step against a plain one, and Opacus' [BENCH
 bench-ledger: $(STAMP) ## many clients on one limit, appends a second, a log of a million entries
 	$(BIN)/python -m tests.benchmarks.ledger --out build/bench $(BENCH_ARGS)
 
+bench-verifier: $(STAMP) ## the standalone verifier on a log of a million entries
+	$(BIN)/python -m tests.benchmarks.verifier --out build/bench $(BENCH_ARGS)
+
+bench-service: $(STAMP) ## reads, creates and lists a second of real API processes on PostgreSQL
+	$(BIN)/python -m tests.benchmarks.service --out build/bench $(BENCH_ARGS)
+
+bench-dashboard: $(STAMP) ## first view among 10,000 jobs, 200 open streams, a curve of 5,000 points
+	$(BIN)/python -m tests.benchmarks.dashboard --out build/bench $(BENCH_ARGS)
+
+bench-year: $(STAMP) ## a share of a year of many hospitals against the real ledger [BENCH_ARGS=--help]
+	$(BIN)/python -m tests.benchmarks.year --out build/bench $(BENCH_ARGS)
+
+bench-utility: $(STAMP) ## every method at equal privacy: perplexities with intervals [BENCH_ARGS='--suite cpu']
+	$(BIN)/rldp bench utility --out build/bench/utility $(BENCH_ARGS)
+
+bench-audit: $(STAMP) ## attacks on every kind of training, beside what epsilon allows [BENCH_ARGS='--suite small']
+	$(BIN)/rldp bench audit --out build/bench/audit $(BENCH_ARGS)
+
 test-ci: $(STAMP) ## what CI runs after the tests: the ledger's long histories and every crash point
 	$(BIN)/python -m pytest -m ci -n auto
 
 test-slow: $(STAMP) ## minutes of compute
 	$(BIN)/python -m pytest -m slow
+
+test-histories: $(STAMP) ## the ledger's long targets in pieces, goes on where it stopped [SEEDS=500:1500] [HISTORIES_ARGS=--help]
+	nice $(BIN)/python -m tests.service.ledger.long_histories $(if $(SEEDS),--seeds $(SEEDS)) $(HISTORIES_ARGS)
 
 test-faults: $(STAMP) ## kills processes at named points
 	$(BIN)/python -m pytest -m faults
@@ -74,8 +98,39 @@ test-faults: $(STAMP) ## kills processes at named points
 test-gpu: $(STAMP) ## needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+screenshots: $(STAMP) ## the README's pictures of the dashboard, from the test scene
+	$(BIN)/python -m tests.browser.pictures
+
 mutants: $(STAMP) ## faults that break privacy, put in one by one: a named test meets each [MUTANTS_ARGS=--list]
 	$(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
+
+openapi: $(STAMP) ## accepts a grown API: rewrites tests/contract/openapi.json [BREAKING=1]
+	$(BIN)/python -m tests.contract.openapi_diff --write $(if $(BREAKING),--breaking)
+
+# Tools of the supply chain live apart, so that they are not part of what they list.
+SUPPLY := build/supply
+$(SUPPLY)/.installed: deploy/supply.txt
+	@$(PYTHON) -m venv $(SUPPLY)
+	@$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r deploy/supply.txt
+	@touch $@
+
+sbom: $(STAMP) $(SUPPLY)/.installed ## build/sbom.json: what is installed, in CycloneDX
+	$(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \
+	  --output-reproducible --of JSON -o build/sbom.json
+
+licences: $(STAMP) $(SUPPLY)/.installed ## build/licences.md: the licence of each package
+	$(SUPPLY)/bin/pip-licenses --python $(BIN)/python --format markdown --with-urls \
+	  --from mixed --output-file build/licences.md
+
+audit: $(SUPPLY)/.installed ## known vulnerabilities of the pinned versions; needs network
+	$(SUPPLY)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+reproducible: $(SUPPLY)/.installed ## builds the wheel twice: the digests are equal
+	@for n in 1 2; do rm -rf build/wheel-$$n; \
+	  SOURCE_DATE_EPOCH=315532800 PIP_CONSTRAINT=$(CURDIR)/constraints.txt \
+	  $(SUPPLY)/bin/python -m build --wheel --outdir build/wheel-$$n . >/dev/null || exit 1; done
+	@sha256sum build/wheel-1/*.whl build/wheel-2/*.whl
+	@cmp build/wheel-1/*.whl build/wheel-2/*.whl && echo "reproducible"
 
 clean: ## removes what was built; .rldp and .demo hold ledgers and stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -22,7 +22,7 @@ def shared() -> Path:
     return SHARED
 
 
-NEEDED_IN_CI = ("postgresql", "redis", "chromium")
+NEEDED_IN_CI = ("postgresql", "redis", "chromium", "axe-core")
 
 
 @pytest.hookimpl(wrapper=True)

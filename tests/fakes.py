@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from dp_core.errors import JournalUnavailable, StaleAttempt, StepsExhausted
@@ -10,12 +11,40 @@ from dp_core.ports import (
     ChunkCharge,
     ChunkPermit,
     EvaluationReport,
+    GroupActions,
     JournalPosition,
     QueryCharge,
     QueryPermit,
     StopRequest,
     WindowReport,
 )
+from dp_core.telemetry import WindowTelemetry
+
+
+class StatelessPolicy:
+    """Proposes the reference and learns nothing; a test overrides `propose`."""
+
+    name = "stateless_test"
+
+    def propose(self, seen: WindowTelemetry) -> GroupActions:
+        return GroupActions.neutral(len(seen.groups))
+
+    def learn(self, seen: WindowTelemetry) -> None: ...
+
+    def digest(self) -> str:
+        return "0" * 64
+
+    def state(self) -> dict[str, bytes]:
+        return {}
+
+    def restore(self, state: Mapping[str, bytes]) -> None: ...
+
+
+class Greedy(StatelessPolicy):
+    """Asks for the least noise in every window."""
+
+    def propose(self, seen: WindowTelemetry) -> GroupActions:
+        return dataclasses.replace(super().propose(seen), level=-1.0)
 
 
 class MemoryJournal:

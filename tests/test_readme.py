@@ -77,7 +77,7 @@ class TestSnippets:
         tree = ast.parse(_blocks("python")[0])
         calls = [ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)]
         paths = [call for call in calls if call.startswith("client.")]
-        assert len(paths) == 3
+        assert len(paths) == 5
         for path in paths:
             method = client
             for name in path.split(".")[1:]:

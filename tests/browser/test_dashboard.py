@@ -1,74 +1,24 @@
 """What a person sees: sign in, overview, job page; quiet console, no outside request.
 
-Screenshots of each page, width and scheme are kept in the test's output folder, or in
-RLDP_SCREENSHOTS when that is set.
+Screenshots of each page, width and scheme are kept in build/screenshots, or in the folder
+that RLDP_SCREENSHOTS names.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request
+from playwright.sync_api import Browser
 
 from service.jobs import runtime
+from tests.browser.visits import Visit, open_visit
 from tests.service.dashboard.scene import Scene
 
 WIDTHS = (390, 1280, 2560)
 FIRST_PAINT_MS_MAX = 1000
 FONT_PX_MIN = 9
-
-
-@dataclass
-class Visit:
-    """One tab and everything it complained about or asked for."""
-
-    page: Page
-    home: str
-    complaints: list[str] = field(default_factory=list)
-    outside: list[str] = field(default_factory=list)
-
-    def sign_in(self, key: str) -> None:
-        self.page.goto(f"{self.home}/signin")
-        self.page.get_by_label("API key").fill(key)
-        self.page.get_by_role("main").get_by_role("button", name="Sign in").click()
-        self.page.wait_for_url(f"{self.home}/")
-
-    def note_console(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
-
-    def note_request(self, request: Request) -> None:
-        if not request.url.startswith((self.home, "data:")):
-            self.outside.append(request.url)
-
-
-def _visit(browser: Browser, home: str, **options: object) -> Visit:
-    page = browser.new_context(**options).new_page()  # type: ignore[arg-type]
-    visit = Visit(page=page, home=home)
-    page.on("console", visit.note_console)
-    page.on("pageerror", lambda error: visit.complaints.append(str(error)))
-    page.on("request", visit.note_request)
-    return visit
-
-
-@pytest.fixture
-def visit(browser: Browser, address: str, scene: Scene) -> Iterator[Visit]:
-    made = _visit(browser, address)
-    made.sign_in(scene.keys["steward"])
-    yield made
-    made.page.context.close()
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = Path(os.environ.get("RLDP_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -77,7 +27,7 @@ def test_pages_fit_stay_quiet_and_ask_nobody_outside(
     browser: Browser, address: str, scene: Scene, pictures: Path, width: int, scheme: str
 ) -> None:
     viewport = {"width": width, "height": 900}
-    visit = _visit(browser, address, viewport=viewport, color_scheme=scheme)
+    visit = open_visit(browser, address, viewport=viewport, color_scheme=scheme)
     visit.page.goto(f"{address}/signin")
     visit.page.screenshot(path=pictures / f"signin-{scheme}-{width}.png")
     visit.sign_in(scene.keys["steward"])
@@ -114,7 +64,7 @@ def _first_paint_ms(visit: Visit, scene: Scene) -> float:
 
 def test_the_scheme_follows_the_system(browser: Browser, address: str) -> None:
     def background(scheme: str) -> str:
-        visit = _visit(browser, address, color_scheme=scheme)
+        visit = open_visit(browser, address, color_scheme=scheme)
         visit.page.goto(f"{address}/signin")
         colour: str = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
         visit.page.context.close()
@@ -126,7 +76,7 @@ def test_the_scheme_follows_the_system(browser: Browser, address: str) -> None:
 def test_without_scripts_everything_can_be_read(
     browser: Browser, address: str, scene: Scene
 ) -> None:
-    visit = _visit(browser, address, java_script_enabled=False)
+    visit = open_visit(browser, address, java_script_enabled=False)
     visit.sign_in(scene.keys["submitter"])
     visit.page.get_by_role("link", name="…" + scene.released[-6:]).first.click()
     assert visit.page.get_by_text("Privacy facts").is_visible()
@@ -135,7 +85,7 @@ def test_without_scripts_everything_can_be_read(
 
 
 def test_a_wrong_key_is_told_next_to_the_form(browser: Browser, address: str) -> None:
-    visit = _visit(browser, address)
+    visit = open_visit(browser, address)
     visit.page.goto(f"{address}/signin")
     visit.page.get_by_label("API key").fill("rldp_x_y")
     visit.page.get_by_role("main").get_by_role("button", name="Sign in").click()
@@ -157,7 +107,7 @@ def test_the_keyboard_reaches_every_control(visit: Visit) -> None:
 
 def test_chart_text_is_never_tiny(browser: Browser, address: str, scene: Scene) -> None:
     for width in (390, 1280):
-        visit = _visit(browser, address, viewport={"width": width, "height": 900})
+        visit = open_visit(browser, address, viewport={"width": width, "height": 900})
         visit.sign_in(scene.keys["steward"])
         visit.page.goto(f"{address}/jobs/{scene.released}")
         height = visit.page.evaluate(
@@ -177,3 +127,45 @@ def test_a_running_job_moves_without_a_reload(visit: Visit, scene: Scene) -> Non
     assert visit.page.evaluate("window.mark") == "same page"
     assert visit.page.locator("details[open]").count() == 1
     assert visit.complaints == []
+
+
+def test_a_hidden_tab_closes_its_stream_and_a_shown_one_opens_it(
+    browser: Browser, address: str, scene: Scene
+) -> None:
+    visit = open_visit(browser, address)
+    streams: list[str] = []
+    visit.page.on("request", lambda r: streams.append(r.url) if "/live/stream" in r.url else None)
+    ended: list[str] = []
+    visit.page.on("requestfailed", lambda r: ended.append(r.url))
+    visit.page.on("requestfinished", lambda r: ended.append(r.url))
+    visit.sign_in(scene.keys["steward"])
+    visit.page.goto(f"{address}/jobs/{scene.running}")
+    visit.page.wait_for_timeout(300)
+    assert len(streams) == 2  # overview after the sign-in, then this job
+    _pretend(visit, hidden=True)
+    visit.page.wait_for_timeout(300)
+    assert ended.count(f"{address}/live/stream?job={scene.running}") == 1
+    _pretend(visit, hidden=False)
+    visit.page.wait_for_timeout(300)
+    assert len(streams) == 3
+    visit.page.context.close()
+
+
+def _pretend(visit: Visit, *, hidden: bool) -> None:
+    visit.page.evaluate(
+        "h => { Object.defineProperty(document, 'hidden', {value: h, configurable: true});"
+        " document.dispatchEvent(new Event('visibilitychange')); }",
+        hidden,
+    )
+
+
+def test_without_a_stream_the_page_asks_every_two_seconds(
+    browser: Browser, address: str, scene: Scene
+) -> None:
+    visit = open_visit(browser, address)
+    visit.sign_in(scene.keys["steward"])
+    visit.page.route("**/live/stream*", lambda route: route.fulfill(status=429))
+    visit.page.goto(f"{address}/jobs/{scene.running}")
+    runtime.record_step(scene.world.db, scene.running, 1, 72)
+    visit.page.locator("dd", has_text="72 of 120").wait_for(timeout=10_000)
+    visit.page.context.close()

@@ -31,7 +31,10 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=["reference", "rldp"])
+TYPES = ("reference", "rldp", "rldp_pretrained")
+
+
+@pytest.fixture(params=TYPES)
 def make(request: pytest.FixtureRequest) -> MakePolicy:
     first = simulated_job(groups=GROUPS).telemetry
     return lambda: make_policy(request.param, groups=first, seed=5, chunks_planned=6)
@@ -46,8 +49,14 @@ class TestPropose:
             assert np.abs(values).max() <= 1.0
             assert max(abs(actions.base_rate), abs(actions.level)) <= 1.0
 
-    def test_first_proposal_is_the_reference(self, make: MakePolicy) -> None:
-        assert make().propose(simulated_job().telemetry) == GroupActions.neutral(GROUPS)
+    @pytest.mark.parametrize("controller_type", ["reference", "rldp"])
+    def test_without_pretraining_the_first_proposal_is_the_reference(
+        self, controller_type: str
+    ) -> None:
+        """A pretrained policy knows something about plans before it has seen a gradient."""
+        first = simulated_job(groups=GROUPS).telemetry
+        policy = make_policy(controller_type, groups=first, seed=5, chunks_planned=6)
+        assert policy.propose(first) == GroupActions.neutral(GROUPS)
 
     def test_asked_again_it_answers_the_same(self, make: MakePolicy) -> None:
         """A charge repeated after a lost answer must be the same charge."""
@@ -72,7 +81,7 @@ class TestPropose:
                 call(telemetry)
 
 
-@pytest.mark.parametrize("controller_type", ["reference", "rldp"])
+@pytest.mark.parametrize("controller_type", TYPES)
 @given(data=st.data())
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_numbers_are_survived(controller_type: str, data: st.DataObject) -> None:

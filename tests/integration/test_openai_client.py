@@ -119,6 +119,8 @@ def test_a_job_from_upload_to_its_end(site: Site) -> None:
         assert job.trained_tokens is None and job.fine_tuned_model is None
         assert job.model_extra is not None
         assert job.model_extra["privacy"]["target_epsilon"] == "3.0"
+        (reserved,) = job.model_extra["receipts"]
+        assert reserved["receipt"].startswith("dp-ledger-receipt/v1\n")
 
         rings: list[str] = []
         Dispatcher(db=site.world.db, settings=site.settings, ring=rings.append).send()
@@ -132,7 +134,11 @@ def test_a_job_from_upload_to_its_end(site: Site) -> None:
         assert client.fine_tuning.jobs.retrieve(job.id).id == job.id
 
         cancelled = client.fine_tuning.jobs.cancel(job.id)
-        assert cancelled.status == "cancelled"
+        assert cancelled.status == "cancelled" and cancelled.model_extra is not None
+        assert [one["idx"] for one in cancelled.model_extra["receipts"]] == [
+            reserved["idx"],
+            reserved["idx"] + 1,  # its settle
+        ]
         events = client.fine_tuning.jobs.list_events(job.id)
         assert [event.data["state"] for event in events] == [  # type: ignore[index, call-overload]
             "cancelled",

@@ -12,25 +12,43 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load
 from sqlalchemy import select, update
 
+from dp_core.audit.report import REQUIRED_CONTROLS
+from dp_core.audit.saved import (
+    REPORT_FILE,
+    RUN_REPORT_FILE,
+    SCORES_OF,
+    SavedAudit,
+    differences,
+)
 from dp_core.model_files import model_digest
+from dp_core.noise_schedule import NoiseShape
 from dp_core.plan import AdapterPlan, RunPlan
 from dp_core.planner import PlanRequest, make_run_plan
+from service.artifacts.service import ADAPTER_PREFIX, of_job, stored_file
 from service.certificates.models import Certificate
 from service.database import Database, now_us
-from service.datasets.models import DatasetVersion
+from service.datasets import storage
+from service.datasets.models import DatasetVersion, File
 from service.demo import models, patients
 from service.jobs import leases, runtime
+from service.jobs.at_rest import seal_old_files
 from service.jobs.models import Job, JobCheckpoint, JobMetric
-from service.ledger import fsck
+from service.ledger import fsck, repository
 from service.ledger import service as ledger
+from service.sealing.keyring import Keyring
+from service.sealing.stream import is_sealed
 from service.settings import Settings
 from service.worker.exit_codes import ExitCode
 from service.worker.supervisor import Supervisor, runner_command
@@ -39,9 +57,11 @@ from tests.service.ledger import world as lw
 
 PATIENTS = 120
 WORKER = "wk_test"
+CANARY = "qzcanaryxk"  # in every note
+LEASE_SECONDS = 600  # no test waits for its end; on a busy machine it must not come by itself
 
 
-def small_plan(version: str, controller: str) -> RunPlan:
+def small_plan(version: str, controller: str, shape: NoiseShape | None = None) -> RunPlan:
     return make_run_plan(
         PlanRequest(
             target_epsilon="2",
@@ -51,6 +71,7 @@ def small_plan(version: str, controller: str) -> RunPlan:
             batch_size=9000,  # q 0.1: about ten of our patients a step
             steps_max=6,
             interval_steps=2,
+            noise_shape=shape,
             tokens_per_row=64,
             adapter=AdapterPlan(r=2, alpha=4),
             seed=11,
@@ -63,7 +84,7 @@ def small_plan(version: str, controller: str) -> RunPlan:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path, lease_seconds=20)
+    return Settings(data_dir=tmp_path, lease_seconds=LEASE_SECONDS)
 
 
 @pytest.fixture
@@ -76,21 +97,27 @@ def world(settings: Settings, tmp_path: Path) -> Iterator[lw.World]:
     db.dispose()
 
 
-def queue_real_job(world: lw.World, directory: Path, controller: str = "rldp") -> str:
+def queue_real_job(
+    world: lw.World,
+    directory: Path,
+    controller: str = "rldp",
+    shape: NoiseShape | None = None,
+) -> str:
     _, version = jw.add_dataset(world, directory)
     rows = patients.records("private", PATIENTS)
     content = "".join(
-        json.dumps({"unit": r["patient_id"], "text": r["text"]}) + "\n" for r in rows
+        json.dumps({"unit": r["patient_id"], "text": f"{CANARY} {r['text']}"}) + "\n" for r in rows
     ).encode()
     with world.db.transaction() as session:
         row = session.get_one(DatasetVersion, version)
+        file = session.get_one(File, row.file_id)
         Path(row.path).write_bytes(content)
-        row.sha256 = hashlib.sha256(content).hexdigest()
+        row.sha256 = file.blob_sha256 = hashlib.sha256(content).hexdigest()
     return jw.queue_job(
         world,
-        run_plan=small_plan(version, controller),
+        run_plan=small_plan(version, controller, shape),
         version=version,
-        lease_seconds=20,
+        lease_seconds=LEASE_SECONDS,
         model_dir=str(models.path()),
         job_dir=str(directory / "job"),
     )
@@ -106,7 +133,7 @@ def start_trainer(settings: Settings, claim: leases.Claim) -> subprocess.Popen[b
 
 
 def claimed(world: lw.World, job_id: str) -> leases.Claim:
-    claim = leases.claim(world.db, worker_id=WORKER, job_id=job_id, lease_seconds=20)
+    claim = leases.claim(world.db, worker_id=WORKER, job_id=job_id, lease_seconds=LEASE_SECONDS)
     assert claim is not None
     return claim
 
@@ -121,16 +148,21 @@ def wait_for_checkpoint(world: lw.World, job_id: str) -> None:
 def test_an_attempt_runs_to_a_certified_adapter(
     world: lw.World, settings: Settings, tmp_path: Path
 ) -> None:
+    """On sealed notes: no file under the data folder holds one in clear, at no time."""
     job_id = queue_real_job(world, tmp_path)
+    storage.prepare(settings.files_dir)
+    assert seal_old_files(world.db, settings).uploads == 1
     supervisor = Supervisor(
         db=world.db, settings=settings, worker_id=WORKER, claim=claimed(world, job_id)
     )
-    state = supervisor.run()
+    with watched_for(CANARY, tmp_path) as watch:
+        state = supervisor.run()
+    assert watch.looks > 10 and watch.found == set()
     assert state is not None
     assert state.value == "succeeded"
     statement_numbers(world, job_id, windows=3, steps=6)
-    adapter = tmp_path / "job" / "adapter-1"
-    tensors = load_file(adapter / "adapter_model.safetensors")
+    adapter = opened_adapter(world, settings, job_id)
+    tensors = load(adapter["adapter_model.safetensors"])
     assert len(tensors) == 4 * 4 * 2
     assert all(t.abs().sum() > 0 for t in tensors.values()), "B left zero, A was kept"
     with world.db.reading() as session:
@@ -138,11 +170,76 @@ def test_an_attempt_runs_to_a_certified_adapter(
         body = json.loads(certificate.body)
         subjects = {s["name"]: s["digest"]["sha256"] for s in body["subject"]}
         for name in ("adapter_model.safetensors", "adapter_config.json"):
-            assert subjects[name] == hashlib.sha256((adapter / name).read_bytes()).hexdigest()
+            assert subjects[name] == hashlib.sha256(adapter[name]).hexdigest()
         assert certificate.verdict == "conditional"
         names = set(session.scalars(select(JobMetric.name).where(JobMetric.job_id == job_id)))
     assert {"loss_noised", "validation_loss_noised", "clip_norm", "noise_share"} <= names
-    assert str(tmp_path) not in (adapter / "adapter_config.json").read_text()
+    assert str(tmp_path).encode() not in adapter["adapter_config.json"]
+    certified_audit(tmp_path / "job" / "audit-1", body, subjects)
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """How often a folder was searched, and the files that held the text."""
+
+    looks: int = 0
+    found: set[str] = field(default_factory=set)
+
+
+@contextmanager
+def watched_for(told: str, folder: Path) -> Iterator[Watch]:
+    """Searches every file below a folder again and again, once more at the end."""
+    watch, over = Watch(), threading.Event()
+
+    def look() -> None:
+        for path in folder.rglob("*"):
+            with suppress(OSError):  # gone since it was listed
+                if path.is_file() and told.encode() in path.read_bytes():
+                    watch.found.add(path.name)
+        watch.looks += 1
+
+    def watching() -> None:
+        while not over.wait(0.2):
+            look()
+
+    thread = threading.Thread(target=watching)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        over.set()
+        thread.join()
+        look()
+
+
+def opened_adapter(world: lw.World, settings: Settings, job_id: str) -> dict[str, bytes]:
+    """The adapter's files as a release gives them; on the disk they lie sealed."""
+    files = {}
+    with world.db.reading() as session:
+        secret = Keyring.of(settings).find(session, job_id)
+        for artifact in of_job(session, job_id):
+            if artifact.name.startswith(ADAPTER_PREFIX):
+                assert is_sealed(Path(artifact.path).read_bytes())
+                with stored_file(artifact, secret).open() as stream:
+                    files[artifact.name] = stream.read()
+    return files
+
+
+def certified_audit(directory: Path, certificate: dict[str, Any], files: dict[str, str]) -> None:
+    """The attempt attacked itself first and its own steps then; the certificate says exactly that.
+
+    Nobody ran positive controls here, so that nothing passes.
+    """
+    told = certificate["predicate"]["evidence"]["empirical_audit"]
+    for report, summary in ((REPORT_FILE, told["preflight"]), (RUN_REPORT_FILE, told)):
+        content, scores = ((directory / name).read_bytes() for name in (report, SCORES_OF[report]))
+        assert summary["report_sha256"] == hashlib.sha256(content).hexdigest() == files[report]
+        digest = hashlib.sha256(scores).hexdigest()
+        assert summary["scores_sha256"] == digest == files[SCORES_OF[report]]
+        assert summary["self_test"] == "PASS"
+        assert differences(SavedAudit.from_json(content), scores) == ()
+    assert (told["verdict"], told["tier"], told["steps"]) == ("INCONCLUSIVE", "T2", 6)
+    assert told["reasons"] == [f"control {name} was not run" for name in REQUIRED_CONTROLS]
 
 
 def statement_numbers(world: lw.World, job_id: str, *, windows: int, steps: int) -> None:
@@ -157,7 +254,8 @@ def statement_numbers(world: lw.World, job_id: str, *, windows: int, steps: int)
 def test_a_killed_trainer_resumes_and_every_window_is_paid_once(
     world: lw.World, settings: Settings, tmp_path: Path
 ) -> None:
-    job_id = queue_real_job(world, tmp_path)
+    falling = NoiseShape(factors=("1", "0.8", "0.6"))
+    job_id = queue_real_job(world, tmp_path, shape=falling)
     first = start_trainer(settings, claimed(world, job_id))
     wait_for_checkpoint(world, job_id)
     first.send_signal(signal.SIGKILL)
@@ -182,6 +280,12 @@ def test_a_killed_trainer_resumes_and_every_window_is_paid_once(
         windows=before.next_chunk + redone,
         steps=before.steps_started + 6 - resumed_from,
     )
+    with world.db.reading() as session:
+        plan = RunPlan.from_dict(json.loads(session.get_one(Job, job_id).plan))
+        bodies = repository.entries_of_job(session, job_id)
+    levels = [b["data"]["level"] for b in bodies if b["type"] == "window.charge"]
+    assert levels == [plan.worst_schedule.at(2 * i)[0] for i in range(len(levels))]
+    assert len(set(levels)) == 3, "redone windows took the levels of their later places"
 
 
 def test_a_stop_signal_ends_between_steps_and_leaves_the_adapter_unpublished(
