@@ -15,7 +15,7 @@ from dp_core.accounting import epsilon_so_far
 from dp_core.events import PoissonGaussian
 from service.auth.subject import Subject
 from service.dashboard.overview import Budget, LedgerLine, budget_of, line_of
-from service.ledger import checkpoints, evidence, fsck, merkle, repository
+from service.ledger import checkpoints, entry_types, evidence, fsck, merkle, repository
 from service.ledger.anomalies import Anomaly, anomalies_of
 from service.ledger.entries import leaf_of
 from service.ledger.errors import LedgerNotFound
@@ -29,25 +29,6 @@ from service.populations.service import visible_populations
 
 POPULATIONS_SHOWN = 50
 PAGE_ENTRIES = 50
-TYPES = (
-    "grant.proposed",
-    "grant.approved",
-    "grant.effective",
-    "reserve",
-    "reserve.refused",
-    "attempt.started",
-    "window.charge",
-    "window.done",
-    "window.abandoned",
-    "query.charge",
-    "audit.committed",
-    "audit.revealed",
-    "incident",
-    "settle",
-    "release.requested",
-    "release.approved",
-    "release.published",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +118,7 @@ def ledger_page(session: Session, subject: Subject, query: EntryQuery) -> Ledger
         rows=tuple(_row(entry, standing) for entry in shown),
         following=shown[-1].idx if len(found) > PAGE_ENTRIES else None,
         query=query,
-        types=TYPES,
+        types=entry_types.LEDGER,
         anomalies=tuple(anomalies_of(session, subject.tenant_id)),
         head=head,
         standing=standing,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 COMMITTING = ("grant.proposed", "release.requested")  # version 2 may carry commitments
 
-_LEDGER = (
+LEDGER = (
     "log.opened",
     "principal.registered",
     "population.registered",
@@ -40,7 +40,7 @@ _LEDGER = (
     "restore.effective",
 )
 ELSEWHERE = ("access.read", "tenant.checkpoint")  # in access logs and in the system log
-VERSIONS: dict[str, int] = {kind: 2 if kind in COMMITTING else 1 for kind in (*_LEDGER, *ELSEWHERE)}
+VERSIONS: dict[str, int] = {kind: 2 if kind in COMMITTING else 1 for kind in (*LEDGER, *ELSEWHERE)}
 
 
 def is_known(kind: str, version: int) -> bool:

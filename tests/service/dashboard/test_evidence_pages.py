@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from service import logged_reads
 from service.auth.keys import issue_key
 from service.ledger import access, releases
-from service.ledger.models import ReservationBlock
+from service.ledger.models import Entry, ReservationBlock
 from service.ledger.publisher import make_publisher
 from tests.service.dashboard.scene import Scene, open_scene
 from tests.service.dashboard.test_pages import sign_in
@@ -143,6 +143,14 @@ class TestLedger:
             after = following[1]
         assert everything == [str(index) for index in range(len(everything))]
         assert len(everything) > 50
+
+    def test_every_type_that_stands_in_the_log_can_be_asked_for(self, scene: Scene) -> None:
+        client = _client(scene, scene.keys["auditor"])
+        with scene.world.db.reading() as session:
+            standing = set(session.scalars(select(Entry.type).where(Entry.log_id.like("tn_%"))))
+        offered = set(re.findall(r"<option>([a-z.]+)</option>", client.get("/ledger").text))
+        assert standing and standing <= offered
+        assert {"grant.rejected", "redaction", "correction", "key.rotated"} <= offered
 
     def test_empty_filters_of_the_form_ask_for_all(self, scene: Scene) -> None:
         client = _client(scene, scene.keys["auditor"])
