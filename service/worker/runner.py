@@ -65,6 +65,7 @@ from service.worker.exit_codes import ExitCode
 from service.worker.follower import JOB_ORDER, follow
 from service.worker.inputs import Inputs, ModelMissing, adapted_model, performance_of, read_blocks
 from service.worker.journal import LedgerJournal
+from service.worker.processes import leave_note_of
 from service.worker.progress import JobProgress
 from service.worker.run_audit import RunAudit, open_run_audit
 
@@ -137,7 +138,9 @@ def run_attempt(settings: Settings, *, job_id: str, epoch: int, ranks: Ranks = S
         checkpoints=DirectoryCheckpoints(
             db, job_id=job_id, epoch=epoch, job_dir=Path(work.job_dir), files=keys.files
         ),
-        progress=JobProgress(db, job_id=job_id, epoch=epoch, stop=stop),
+        progress=JobProgress(
+            db, job_id=job_id, epoch=epoch, stop=stop, leave_note=leave_note_of(os.environ)
+        ),
         noise_source=noise_source,
         performance=performance,
         ranks=ranks,
