@@ -190,9 +190,7 @@ class Supervisor:
             reason, permanent = failure_of(return_code)
         return self._give_up(reason, permanent=permanent)
 
-    def _give_up(
-        self, reason: Reason, *, permanent: bool, is_saved: bool = False
-    ) -> State | None:
+    def _give_up(self, reason: Reason, *, permanent: bool, is_saved: bool = False) -> State | None:
         """Hands the job back; keeps trying while the database is away, unless the worker leaves."""
         while True:
             try:
