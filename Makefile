@@ -17,7 +17,7 @@ HISTORIES_ARGS ?=
 PACKAGES := dp_core controller service migrations deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types imports format bench bench-engine bench-ledger bench-verifier bench-utility bench-audit test-ci test-slow test-histories test-faults test-gpu screenshots mutants openapi bench-service bench-dashboard sbom licences audit reproducible bench-year clean
+.PHONY: help install demo test check lint types imports format bench bench-engine bench-ledger bench-verifier bench-utility bench-audit test-ci soak test-slow test-histories test-faults test-gpu screenshots mutants openapi bench-service bench-dashboard sbom licences audit reproducible bench-year clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ bench-audit: $(STAMP) ## attacks on every kind of training, beside what epsilon 
 
 test-ci: $(STAMP) ## what CI runs after the tests: the ledger's long histories and every crash point
 	$(BIN)/python -m pytest -m ci -n auto
+
+soak: $(STAMP) ## two hours of mixed load on the production layout: leaks, losses [BENCH_ARGS='--minutes 10']
+	$(BIN)/python -m tests.soak.run --out build/bench $(BENCH_ARGS)
 
 test-slow: $(STAMP) ## minutes of compute
 	$(BIN)/python -m pytest -m slow
