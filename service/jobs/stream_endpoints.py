@@ -38,7 +38,8 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"])
 RETRY_MS = 3000
 POINTS_MAX = 1000
 NO_ROOM_SECONDS = 60
-_CURSOR = re.compile(r"(\d{1,9})\.(\d{1,9})")
+END = ".end"  # in the cursor of a caller who was told of the end
+_CURSOR = re.compile(rf"(\d{{1,9}})\.(-1|\d{{1,9}})(?:{re.escape(END)})?")
 
 
 @dataclass
@@ -72,7 +73,8 @@ class Follower:
         state = (job.state, job.reason_code, job.attempt)
         if state != self.state:
             self.state = state
-            yield message("state", answer)
+            is_over = State(job.state) in TERMINAL
+            yield message("state", answer, f"{self.epoch}.{self.step}{END}" if is_over else None)
 
     def _figures(self, session: Session, job_id: str) -> Iterator[str]:
         newer = or_(
@@ -133,7 +135,7 @@ async def stream_job(
     """
     follower = Follower.after(last_event_id)
     topic, is_over = await run_in_threadpool(_topic, database, subject, job_id)
-    if is_over and last_event_id is not None:
+    if is_over and last_event_id is not None and last_event_id.endswith(END):
         return Response(status_code=204)
     hub = hub_of(request.app)
     if not hub.has_room(subject.principal_id):

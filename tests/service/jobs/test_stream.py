@@ -108,11 +108,13 @@ def test_it_goes_on_where_the_caller_left_off(site: Site) -> None:
     end(site, claim)
     path = f"{JOBS}/{claim.job_id}/stream"
     first = parsed(site.call("GET", path).text)
-    (cursor,) = {name for *_, name in first if name}
-    assert cursor == f"{claim.epoch}.30"
+    figures, last = [name for *_, name in first if name]
+    assert (figures, last) == (f"{claim.epoch}.30", f"{claim.epoch}.30.end")
+    again = {"Authorization": f"Bearer {site.keys['submitter']}", "Last-Event-ID": figures}
+    assert parsed(site.client.get(path, headers=again).text)[-1] == first[-1], "the end is told"
     done = site.client.get(
         path,
-        headers={"Authorization": f"Bearer {site.keys['submitter']}", "Last-Event-ID": cursor},
+        headers={"Authorization": f"Bearer {site.keys['submitter']}", "Last-Event-ID": last},
     )
     assert (done.status_code, done.content) == (204, b""), "no client asks again for ever"
 
