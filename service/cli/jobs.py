@@ -108,36 +108,35 @@ def submit(
     from service.cli.job_watch import watch_job
     from service.cli.ledger_client import LedgerClient
 
-    privacy = {
-        "target_epsilon": epsilon,
-        "delta": delta,
-        "steps_max": steps,
-        "minutes_max": minutes,
-        "tokens_per_row": tokens_per_row,
-    }
-    body: dict[str, Any] = {
-        "privacy": {name: value for name, value in privacy.items() if value is not None},
-        "controller": {"type": controller, "interval_steps": interval},
-        "adapter": {"r": rank},
-        "priority": priority,
-    }
-    if batch_size is not None:
-        sizes = {"hyperparameters": {"batch_size": batch_size}}
-        body["method"] = {"type": "supervised", "supervised": sizes}
-    body |= {k: v for k, v in {"suffix": suffix, "seed": seed}.items() if v is not None}
-    client = LedgerClient(url, key_file)
-    order = Order(
-        data=data,
-        model=model,
-        dataset=dataset,
-        body=body,
-        only_price=price,
-        is_agreed=yes,
-        as_json=as_json,
+    body = _body(
+        {
+            "target_epsilon": epsilon,
+            "delta": delta,
+            "steps_max": steps,
+            "minutes_max": minutes,
+            "tokens_per_row": tokens_per_row,
+        },
+        {"controller": {"type": controller, "interval_steps": interval}, "adapter": {"r": rank}},
+        {"priority": priority, "suffix": suffix, "seed": seed},
+        batch_size,
     )
-    job = send(client, order)
+    client = LedgerClient(url, key_file)
+    given: dict[str, Any] = {"data": data, "model": model, "dataset": dataset, "body": body}
+    job = send(client, Order(**given, only_price=price, is_agreed=yes, as_json=as_json))
     if watch and job is not None:
         raise typer.Exit(watch_job(client, job["id"], as_json=as_json))
+
+
+def _body(
+    privacy: dict[str, Any], objects: dict[str, Any], fields: dict[str, Any], batch: int | None
+) -> dict[str, Any]:
+    """The request's body; what was not said is left to the service."""
+    body = objects | {name: value for name, value in fields.items() if value is not None}
+    body["privacy"] = {name: value for name, value in privacy.items() if value is not None}
+    if batch is not None:
+        sizes = {"hyperparameters": {"batch_size": batch}}
+        body["method"] = {"type": "supervised", "supervised": sizes}
+    return body
 
 
 def watch(
