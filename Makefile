@@ -14,10 +14,11 @@ MUTANTS_ARGS ?=
 BREAKING ?=
 SEEDS ?=
 HISTORIES_ARGS ?=
+ALARMS_ARGS ?=
 PACKAGES := dp_core controller service migrations deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types imports format bench bench-engine bench-ledger bench-verifier bench-utility bench-audit test-ci soak test-slow test-histories test-faults test-gpu screenshots mutants openapi bench-service bench-dashboard sbom licences audit reproducible bench-year clean
+.PHONY: help install demo test check lint types imports format bench bench-engine bench-ledger bench-verifier bench-utility bench-audit test-ci soak test-slow test-histories test-alarms test-faults test-gpu screenshots mutants openapi bench-service bench-dashboard sbom licences audit reproducible bench-year clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,6 +95,9 @@ test-slow: $(STAMP) ## minutes of compute
 
 test-histories: $(STAMP) ## the ledger's long targets in pieces, goes on where it stopped [SEEDS=500:1500] [HISTORIES_ARGS=--help]
 	nice $(BIN)/python -m tests.service.ledger.long_histories $(if $(SEEDS),--seeds $(SEEDS)) $(HISTORIES_ARGS)
+
+test-alarms: $(STAMP) ## 1,000 correct jobs through the audit's gate, goes on where it stopped [ALARMS_ARGS=--help]
+	nice env OMP_NUM_THREADS=1 $(BIN)/python -m tests.dp_core.audit.long_runs $(ALARMS_ARGS)
 
 test-faults: $(STAMP) ## kills processes at named points
 	$(BIN)/python -m pytest -m faults

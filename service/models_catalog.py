@@ -47,6 +47,11 @@ def find_model(settings: Settings, model_id: str) -> BaseModelEntry | None:
     return None if found is None else _entry(model_id, *found)
 
 
+def packaged_model() -> BaseModelEntry:
+    """The model that travels with the package: there on every machine."""
+    return _entry(packaged.MODEL_NAME, packaged.path(), "rldp")
+
+
 def _directories(settings: Settings) -> dict[str, tuple[Path, str]]:
     found: dict[str, tuple[Path, str]] = {}
     root = settings.models_dir

@@ -11,6 +11,9 @@ import pytest
 # Before torch is loaded: threads that wait shall not take a core from the processes tested.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# A worker of the tests plants no faults beside them; tests of that turn it on.
+os.environ.setdefault("RLDP_AUDIT_CONTROLS", "false")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

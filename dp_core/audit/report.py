@@ -20,6 +20,8 @@ from dp_core.plan import RunPlan
 
 REQUIRED_CONTROLS = ("noise_off", "noise_halved", "sigma_times_clip", "one_group_unclipped")
 CONTROL_LEVEL = 1e-9  # adjusted p a positive control has to reach (AU32)
+# The engine without a fault, listed among the controls where the self-test rang on it too.
+CORRECT_ENGINE = "correct_engine"
 _TIERS_NEEDED = ("T1", "T2")
 _Z95, _Z999 = 1.959964, 3.290527  # two-sided normal quantiles
 
@@ -153,7 +155,12 @@ class PositiveControl:
 
     @property
     def has_tripped(self) -> bool:
-        return self.min_p < CONTROL_LEVEL
+        return self.min_p < CONTROL_LEVEL and self.name != CORRECT_ENGINE
+
+    @property
+    def is_false_alarm(self) -> bool:
+        """A self-test that rings without a fault says nothing when it rings with one."""
+        return self.min_p < ALARM_LEVEL and self.name == CORRECT_ENGINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +281,8 @@ def _gaps(report: AuditReport) -> tuple[str, ...]:
         for c in REQUIRED_CONTROLS
         if c not in tripped
     ]
+    if any(control.is_false_alarm for control in report.power.positive_controls):
+        gaps.append("the self-test also rang on the engine without a fault")
     if canary is None or canary.kind != "gradient" or canary.m < CANARIES_MIN:
         gaps.append(f"fewer than {CANARIES_MIN} gradient canaries")
     elif canary.revealed_seed is None:

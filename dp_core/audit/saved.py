@@ -284,6 +284,25 @@ def differences(saved: SavedAudit, scores: bytes) -> tuple[str, ...]:
     return tuple(found)
 
 
+def attack_scores(saved: SavedAudit, scores: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """(m,) the pre-registered score of every canary and whether it took part, to be drawn.
+
+    Of a report whose `differences` are none; both are public once the coins are revealed.
+
+    Raises:
+        AuditInvalid: a report of other scores, or of a pre-flight, which attacks no job.
+        CommitmentMismatch: seed and manifest do not open the commitment.
+    """
+    canary = saved.report.canary
+    if saved.claim is None or canary is None or canary.revealed_seed is None:
+        raise AuditInvalid("report", "no attack on a job's own steps")
+    if hashlib.sha256(scores).hexdigest() != saved.scores_sha256:
+        raise AuditInvalid("scores", "not those the report names")
+    is_member = open_coins(canary.commitment, saved.manifest, canary.revealed_seed)
+    seen = _observations(saved, scores)
+    return membership_scores(_geometry(saved), seen, saved.canary_rate), is_member
+
+
 def _geometry(saved: SavedAudit) -> PartitionCanaries:
     seed = saved.manifest.construction_seed
     return PartitionCanaries(saved.layout, canaries=saved.manifest.m, construction_seed=seed)

@@ -146,6 +146,9 @@ def audit(
     out: Annotated[
         Path | None, typer.Option(help="Keep report and scores in a new folder in here.")
     ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="With --report: draw it into PNGs in this folder.")
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Attack a job's noise, clipping and draws; or recompute a saved report offline.
@@ -157,11 +160,14 @@ def audit(
     `rldp audit --report run_audit_report.json` needs neither service nor network: it
     recomputes coins, every figure of the self-test, the one-run bounds and the verdict from
     the report and its scores. audit_report.json is the report of the pre-flight. All files
-    come with a released adapter; the certificate names their SHA-256.
+    come with a released adapter; the certificate names their SHA-256. With `--plots FOLDER` it
+    draws the attack on the job's own steps: scores of canaries in and out, ROC curve below the
+    ledger's ceiling, lower bounds beside the ledger's epsilon (pip install 'rldp[bench]').
 
     `rldp audit --controls` plants ten known faults in this installation's own engine, on
     random text, and keeps which of them the self-test found. A job's audit passes only under
-    the same code, library versions and image. Run it after every installation or update.
+    the same code, library versions, image and kind of device. Workers do it by themselves once;
+    here you see what they found.
 
     The self-test finds missing, halved or mis-scaled noise, unclipped groups and reused
     seeds. Silence is no proof of an epsilon.
@@ -175,6 +181,8 @@ def audit(
 
       rldp audit --report audits/audit-ftjob-0123-5eed/audit_report.json
 
+      rldp audit --report run_audit_report.json --plots pictures
+
       rldp audit --controls --data-dir .rldp
     """
     from service.cli.audit import audit_job, check_report
@@ -182,12 +190,14 @@ def audit(
 
     if [job is not None, report is not None, controls].count(True) != 1:
         raise typer.BadParameter("Give a job, or --report FILE, or --controls.")
+    if plots is not None and report is None:
+        raise typer.BadParameter("--plots draws a saved report: give --report FILE.")
     if controls:
         from service.cli.audit_controls import run_controls
 
         raise typer.Exit(run_controls(chosen_settings(data_dir=data_dir)))
     if report is not None:
-        raise typer.Exit(check_report(report, scores))
+        raise typer.Exit(check_report(report, scores, plots))
     assert job is not None
     raise typer.Exit(audit_job(chosen_settings(data_dir=data_dir), job, out))
 

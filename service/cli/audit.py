@@ -22,15 +22,25 @@ class AuditExit(IntEnum):
     FAULT = 3  # figures follow, and they contradict the ledger's claim
 
 
-def check_report(path: Path, scores: Path | None) -> AuditExit:
-    """Recomputes every figure of a saved report from its scores. Needs no network, no torch."""
+def check_report(path: Path, scores: Path | None, plots: Path | None = None) -> AuditExit:
+    """Recomputes every figure of a saved report from its scores. Needs no network, no torch.
+
+    `plots`: where to draw it, if every figure agrees.
+
+    Raises:
+        typer.BadParameter: pictures are asked for and matplotlib is not installed.
+    """
     from dp_core.audit.errors import AuditError
     from dp_core.audit.saved import SavedAudit, differences
+    from service.cli import audit_plots
 
+    if plots is not None and not audit_plots.is_available():
+        raise typer.BadParameter("--plots needs matplotlib: pip install 'rldp[bench]'.")
     try:
         saved = SavedAudit.from_json(path.read_bytes())
         place = scores or path.parent / saved.scores_file
-        found = differences(saved, place.read_bytes())
+        content = place.read_bytes()
+        found = differences(saved, content)
     except AuditError as error:
         typer.echo(str(error), err=True)
         return AuditExit.UNREADABLE
@@ -45,6 +55,11 @@ def check_report(path: Path, scores: Path | None) -> AuditExit:
         return AuditExit.DIFFERS
     typer.echo("\nRecomputed from report and scores: every figure and the verdict agree.")
     typer.echo("That the scores are those of the released sums is the worker's word.")
+    if plots is not None and saved.claim is None:
+        typer.echo("No pictures: a pre-flight attacks no job. Take run_audit_report.json.")
+    elif plots is not None:
+        for picture in audit_plots.write_plots(saved, content, plots):
+            typer.echo(f"Drawn: {picture}")
     return AuditExit.FAULT if saved.report.verdict == "FAIL" else AuditExit.NO_FAULT
 
 

@@ -60,6 +60,7 @@ __all__ = [
     "finish",
     "latest_checkpoint",
     "load_work",
+    "note_progress",
     "record_audit",
     "record_checkpoint",
     "record_evaluation",
@@ -196,6 +197,20 @@ def commit_audit(db: Database, job_id: str, epoch: int, made: Commitment) -> Non
     with db.transaction() as session:
         require_mine(locked_job(session, job_id), epoch, clock_us(session))
         ledger.commit_audit(session, job_id=job_id, epoch=epoch, made=made)
+
+
+def note_progress(db: Database, job_id: str, epoch: int, message: str) -> None:
+    """Tells what an attempt does between steps, and that it has not stalled.
+
+    Raises:
+        FencedOut: the attempt no longer owns the job.
+    """
+    with db.transaction() as session:
+        now = clock_us(session)
+        require_changed(
+            session, mine(job_id, epoch, LEASED, now).values(progress_at=now), job_id, epoch
+        )
+        add_event(session, job_id, now=now, message=message, data={})
 
 
 def record_step(db: Database, job_id: str, epoch: int, step: int) -> State:

@@ -17,6 +17,7 @@ from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from service import row_fence
+from service.audits.control_faults import control_faults
 from service.audits.models import JobAudit
 from service.auth.subject import Subject
 from service.database import clock_us
@@ -62,6 +63,7 @@ def alerts_of(session: Session, subject: Subject, fleet: Fleet, data_dir: Path) 
         *_of_leases(session, subject, now),
         *_of_attempts(session, subject),
         *_of_audits(session, subject, now),
+        *_of_controls(data_dir),
         *_of_budgets(session, subject),
         *_of_outbox(session, now),
         *_of_disk(data_dir),
@@ -189,6 +191,36 @@ def _of_audits(session: Session, subject: Subject, now: int) -> Iterator[Alert]:
             subject=job_id,
             cause="The attack on this job's own noise succeeded. The attempt charged nothing.",
             advice="Drain its worker and keep the machine as it is; rldp audit JOB tries again.",
+        )
+
+
+def _of_controls(data_dir: Path) -> Iterator[Alert]:
+    """A self-test that nobody has seen ring: whatever it says, no audit passes."""
+    for fault in control_faults(data_dir)[:NAMED_MAX]:
+        if fault.why:
+            yield Alert(
+                code="controls_not_run",
+                level="warn",
+                subject="",
+                cause=f"Known faults could not be planted on {fault.device} ({fault.why}), so that "
+                "every job's audit is INCONCLUSIVE.",
+                advice="Run rldp audit --controls on such a worker: it says what is in the way. "
+                "Workers try again after an hour.",
+            )
+            continue
+        told = (
+            "It did not find: " + ", ".join(fault.missing)
+            if fault.missing
+            else "It rang on the engine without a fault"
+        )
+        yield Alert(
+            code="controls_failed",
+            level="error",
+            subject="",
+            cause=f"The audit's own alarm does not work on {fault.device}. {told}. No audit "
+            "passes there.",
+            advice="Do not rely on audits of this release. Run rldp audit --controls on such a "
+            "worker once more; if it fails again, go back to the release before.",
         )
 
 

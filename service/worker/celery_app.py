@@ -106,6 +106,8 @@ def make_worker(settings: Settings, command: Command | None = None) -> Celery:
         holder["slot"] = slot
         threading.Thread(target=slot.work_forever, name="attempts", daemon=True).start()
         threading.Thread(target=slot.beat_forever, name="heartbeat", daemon=True).start()
+        if command is None:  # a stand-in for the trainer has no engine to plant faults in
+            threading.Thread(target=slot.plant_when_idle, name="controls", daemon=True).start()
 
     def on_child_stop(**_: Any) -> None:
         if "slot" in holder:

@@ -49,7 +49,14 @@ from service.audits.controls import controls_of
 from service.database import Database
 from service.jobs.errors import FencedOut
 from service.jobs.keys import AttemptKeys, JobFiles, load_keys
-from service.jobs.runtime import ArtifactFile, Work, finish, load_work, renew_lease
+from service.jobs.runtime import (
+    ArtifactFile,
+    Work,
+    finish,
+    load_work,
+    note_progress,
+    renew_lease,
+)
 from service.sealing.errors import DiskFull, KeyUnavailable, SealError
 from service.sealing.keyring import Keyring
 from service.settings import Settings
@@ -65,12 +72,17 @@ from service.worker.exit_codes import ExitCode
 from service.worker.follower import JOB_ORDER, follow
 from service.worker.inputs import Inputs, ModelMissing, adapted_model, performance_of, read_blocks
 from service.worker.journal import LedgerJournal
+from service.worker.planting import device_class, have_controls
 from service.worker.processes import leave_note_of
 from service.worker.progress import JobProgress
 from service.worker.run_audit import RunAudit, open_run_audit
 
 VERSIONED = ("torch", "opacus", "transformers", "peft", "stable-baselines3", "dp-accounting")
 CRASHED = 1
+PLANTING = (
+    "All steps are done. Known faults are planted in a copy of the engine first, to see that the "
+    "audit finds them: once for this release, about a minute."
+)
 OUTCOME_STATES = {"completed": "succeeded", "budget_stopped": "budget_stopped"}
 
 
@@ -153,6 +165,10 @@ def run_attempt(settings: Settings, *, job_id: str, epoch: int, ranks: Ranks = S
         return ExitCode.PAUSED
     if result.steps_finished == 0:
         return ExitCode.NO_CHECKPOINT
+    if run_audit is not None and not have_controls(
+        settings, stop, lambda: note_progress(db, job_id, epoch, PLANTING)
+    ):
+        return ExitCode.CANCELLED
     audit = _finish_audit(settings, db, work, training, run_audit, before)
     adapter = _seal_adapter(work, training.model, keys.files)
     return _publish(db, work, plan, training, result, adapter, audit)
@@ -171,7 +187,7 @@ def _finish_audit(
     made = run_audit.finish(
         work,
         steps_started=training.journal.position().steps_started,
-        controls=controls_of(settings),
+        controls=controls_of(settings, device_class()),
         code_commit=code_version(),
         image_digest=settings.image_digest or None,
     )

@@ -19,6 +19,7 @@ from service.database import Database
 from service.fleet import registry
 from service.jobs.leases import Claim, claim
 from service.settings import Settings
+from service.worker.controls import IdleControls, are_wanted
 from service.worker.device import device_name
 from service.worker.supervisor import Supervisor
 
@@ -49,6 +50,7 @@ class Slot:
     worker_id: str
     command: Command | None = None  # in tests, in place of the trainer
     stop: threading.Event = field(default_factory=threading.Event)
+    occupied: threading.Event = field(default_factory=threading.Event)  # while an attempt runs
     _busy: threading.Lock = field(default_factory=threading.Lock)
     _bells: queue.SimpleQueue[Bell] = field(default_factory=queue.SimpleQueue)
 
@@ -92,14 +94,18 @@ class Slot:
         )
 
     def _supervise(self, claimed: Claim) -> None:
-        Supervisor(
-            db=self.db,
-            settings=self.settings,
-            worker_id=self.worker_id,
-            claim=claimed,
-            command=None if self.command is None else self.command(claimed),
-            stop=self.stop,
-        ).run()
+        self.occupied.set()
+        try:
+            Supervisor(
+                db=self.db,
+                settings=self.settings,
+                worker_id=self.worker_id,
+                claim=claimed,
+                command=None if self.command is None else self.command(claimed),
+                stop=self.stop,
+            ).run()
+        finally:
+            self.occupied.clear()
 
     def leave(self, *, wait_seconds: float) -> None:
         """Takes no more work, and waits a while for the running attempt to be handed back."""
@@ -127,6 +133,15 @@ class Slot:
             return self._bells.get(timeout=self.settings.poll_seconds)
         except queue.Empty:
             return Bell(None)
+
+    def plant_when_idle(self) -> None:
+        """Has the audit's positive controls run, unless they were or are not wanted."""
+        if not are_wanted(self.settings):
+            return
+        try:
+            IdleControls(settings=self.settings, occupied=self.occupied, stop=self.stop).run()
+        except Exception as error:  # a job's trainer does it then
+            logger.warning("positive controls not planted", extra={"code": type(error).__name__})
 
     def beat_forever(self) -> None:
         """Says that the worker lives, four times a lease, also while its slot is busy."""

@@ -126,6 +126,7 @@ def test_only_the_trainer_process_loads_the_training_loop() -> None:
     trainer = set(reachable("service.worker.runner")) | {
         "service.cli.audit",
         "service.cli.audit_controls",
+        "service.cli.audit_plots",
     }
     # the playground speaks in a child of the API, which the API never imports
     trainer |= {"service.chat.process"}

@@ -37,6 +37,8 @@ from dp_core.noise_schedule import NoiseShape
 from dp_core.plan import AdapterPlan, RunPlan
 from dp_core.planner import PlanRequest, make_run_plan
 from service.artifacts.service import ADAPTER_PREFIX, of_job, stored_file
+from service.audits.control_faults import control_faults
+from service.audits.controls import write_controls
 from service.certificates.models import Certificate
 from service.database import Database, now_us
 from service.datasets import storage
@@ -44,13 +46,14 @@ from service.datasets.models import DatasetVersion, File
 from service.demo import models, patients
 from service.jobs import leases, runtime
 from service.jobs.at_rest import seal_old_files
-from service.jobs.models import Job, JobCheckpoint, JobMetric
+from service.jobs.models import Job, JobCheckpoint, JobEvent, JobMetric
 from service.ledger import fsck, repository
 from service.ledger import service as ledger
 from service.sealing.keyring import Keyring
 from service.sealing.stream import is_sealed
 from service.settings import Settings
 from service.worker.exit_codes import ExitCode
+from service.worker.planting import device_class
 from service.worker.supervisor import Supervisor, runner_command
 from tests.service.jobs import world as jw
 from tests.service.ledger import world as lw
@@ -152,6 +155,7 @@ def test_an_attempt_runs_to_a_certified_adapter(
     job_id = queue_real_job(world, tmp_path)
     storage.prepare(settings.files_dir)
     assert seal_old_files(world.db, settings).uploads == 1
+    controls_found(settings)
     supervisor = Supervisor(
         db=world.db, settings=settings, worker_id=WORKER, claim=claimed(world, job_id)
     )
@@ -228,7 +232,7 @@ def opened_adapter(world: lw.World, settings: Settings, job_id: str) -> dict[str
 def certified_audit(directory: Path, certificate: dict[str, Any], files: dict[str, str]) -> None:
     """The attempt attacked itself first and its own steps then; the certificate says exactly that.
 
-    Nobody ran positive controls here, so that nothing passes.
+    By itself the pre-flight passes nothing.
     """
     told = certificate["predicate"]["evidence"]["empirical_audit"]
     for report, summary in ((REPORT_FILE, told["preflight"]), (RUN_REPORT_FILE, told)):
@@ -238,8 +242,41 @@ def certified_audit(directory: Path, certificate: dict[str, Any], files: dict[st
         assert summary["scores_sha256"] == digest == files[SCORES_OF[report]]
         assert summary["self_test"] == "PASS"
         assert differences(SavedAudit.from_json(content), scores) == ()
-    assert (told["verdict"], told["tier"], told["steps"]) == ("INCONCLUSIVE", "T2", 6)
-    assert told["reasons"] == [f"control {name} was not run" for name in REQUIRED_CONTROLS]
+    assert (told["verdict"], told["tier"], told["steps"]) == ("PASS", "T2", 6)
+    assert told["reasons"] == []
+    assert set(REQUIRED_CONTROLS) <= set(told["controls_tripped"])
+    before = SavedAudit.from_json((directory / REPORT_FILE).read_bytes())
+    assert before.report.verdict == "INCONCLUSIVE"
+
+
+def controls_found(settings: Settings) -> None:
+    """As a worker leaves them that has planted the faults."""
+    found = [{"name": name, "min_p": 0.0} for name in REQUIRED_CONTROLS]
+    document = {"controls": found, "correct": [], "false_alarms": 0, "missing": []}
+    write_controls(settings, device_class(), document)
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(900)
+def test_the_first_job_of_a_release_plants_the_faults_itself_and_passes(
+    world: lw.World, settings: Settings, tmp_path: Path
+) -> None:
+    """Nobody has run `rldp audit --controls`, and no worker was idle before."""
+    job_id = queue_real_job(world, tmp_path)
+    state = Supervisor(
+        db=world.db,
+        settings=settings.model_copy(update={"audit_controls": True}),
+        worker_id=WORKER,
+        claim=claimed(world, job_id),
+    ).run()
+    assert state is not None and state.value == "succeeded"
+    with world.db.reading() as session:
+        told = json.loads(session.get_one(Certificate, job_id).body)["predicate"]["evidence"]
+        said = session.scalars(select(JobEvent.message).where(JobEvent.job_id == job_id)).all()
+    assert (told["empirical_audit"]["verdict"], told["empirical_audit"]["reasons"]) == ("PASS", [])
+    assert len(told["empirical_audit"]["controls_tripped"]) == 10
+    assert sum("Known faults are planted" in message for message in said) == 1
+    assert control_faults(tmp_path) == ()
 
 
 def statement_numbers(world: lw.World, job_id: str, *, windows: int, steps: int) -> None:

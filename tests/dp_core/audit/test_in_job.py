@@ -77,13 +77,14 @@ class Job:
         self.manifest = manifest_of(self.plan, self.layout)
         self.journal, self.store = MemoryJournal(self.plan), MemoryStore()
         self.pieces = MemoryPieces()
+        self.coins = CoinSeed(SEED)
 
     def attempt(self, **changes: Any) -> Recorded:
         self.audit = InJobAudit(
             plan=self.plan,
             layout=self.layout,
             manifest=self.manifest,
-            seed=CoinSeed(SEED),
+            seed=self.coins,
             pieces=self.pieces,
         )
         return Recorded(

@@ -17,6 +17,7 @@ from dp_core.audit.figures import (
     roc_figures,
 )
 from dp_core.audit.report import (
+    CORRECT_ENGINE,
     REQUIRED_CONTROLS,
     AuditReport,
     CanaryFacts,
@@ -120,6 +121,10 @@ INCONCLUSIVE = {
         "power", positive_controls=controls(without="one_group_unclipped")
     ),
     "noise_off": with_part("power", positive_controls=controls(1e-8)),
+    "rang on the engine without a fault": with_part(
+        "power",
+        positive_controls=(*controls(), PositiveControl(name=CORRECT_ENGINE, min_p=1e-7)),
+    ),
     "ceiling": with_part("roc", auc=0.9, ci95=(0.88, 0.92)),
     "shadow": with_part("circumstances", is_shadow=True),
     "no self-test": dataclasses.replace(GOOD, selftest=None),
@@ -144,6 +149,12 @@ class TestDecide:
         verdict, reasons = decide(INCONCLUSIVE[reason])
         assert verdict == "INCONCLUSIVE"
         assert any(reason in text for text in reasons)
+
+    def test_the_engine_without_a_fault_is_no_fault_that_was_caught(self) -> None:
+        """However small its p: it is listed to forbid a PASS, never to support one."""
+        silent = PositiveControl(name=CORRECT_ENGINE, min_p=0.3)
+        assert decide(with_part("power", positive_controls=(*controls(), silent)))[0] == "PASS"
+        assert not PositiveControl(name=CORRECT_ENGINE, min_p=0.0).has_tripped
 
     def test_a_failure_outweighs_a_gap(self) -> None:
         shadow = dataclasses.replace(

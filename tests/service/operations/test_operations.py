@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,6 +218,29 @@ class TestAlerts:
                 told = alerts.alerts_of(session, admin, none, tmp_path)
         (budget,) = [alert for alert in told if alert.code == "budget_nearly_gone"]
         assert budget.cause == "80% of the train block's limit is spent or held."
+
+    @pytest.mark.parametrize(
+        ("change", "code", "said"),
+        [
+            ({"missing": ["noise_off"]}, "controls_failed", "did not find: noise_off. No audit"),
+            ({"false_alarms": 1}, "controls_failed", "rang on the engine without a fault"),
+            ({"why": "timed_out"}, "controls_not_run", "INCONCLUSIVE"),
+        ],
+    )
+    def test_an_audit_whose_alarm_was_not_heard(
+        self, world: lw.World, tmp_path: Path, change: dict[str, Any], code: str, said: str
+    ) -> None:
+        folder = tmp_path / "audit-controls"
+        folder.mkdir()
+        good = {"device": "cpu", "image_digest": None, "missing": [], "false_alarms": 0}
+        (folder / "a.json").write_text(json.dumps(good))
+        assert codes(world, tmp_path) == {}
+        (folder / "a.json").write_text(json.dumps(good | change))
+        assert codes(world, tmp_path) == {code: ""}
+        with world.db.reading() as session:
+            told = alerts.alerts_of(session, admin_of(world), Fleet(workers=()), tmp_path)
+        (alert,) = [alert for alert in told if alert.code == code]
+        assert said in alert.cause and "rldp audit --controls" in alert.advice
 
     def test_a_full_disk(
         self, world: lw.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
