@@ -4,8 +4,11 @@
 
 Two API processes, dispatcher, three workers, witness, PostgreSQL and Redis of its own; the
 trainer pays for windows and sleeps in them. One worker is told to leave every minute, as on a
-spot node. Exits with 1 if a figure grew beyond its limit (watch.py), a person met something
-unexpected, a job did not end, or the stand-alone verifier finds a fault.
+spot node. With --broker-out, Redis is killed after a minute and comes back so many minutes
+later; not a submission may be refused, nor a job lost, for that.
+
+Exits with 1 if a figure grew beyond its limit (watch.py), a person met something unexpected, a
+job did not end, or the stand-alone verifier finds a fault.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from tests.soak.watch import Figures, Growth, Sample, files_below, growths, of_p
 SPOT = WORKERS[-1]  # comes and goes; not measured
 MEASURED = (*APIS, "dispatcher", *WORKERS[:-1], "witness")
 SPOT_SECONDS = 60.0
+BEFORE_OUTAGE_SECONDS = 60.0
 SAMPLES = 240  # a run, however long
 ENDING_SECONDS = 300.0
 FAULTS_SHOWN = 20
@@ -53,10 +57,11 @@ def figures(layout: Layout, temporary: Path) -> Figures:
         ).fetchone()
         assert row is not None
         found["postgres connections"] = row[0]
-    server = redis.Redis(port=layout.ports["redis"])
-    found["redis connections"] = server.info("clients")["connected_clients"]
-    found["redis memory MiB"] = server.info("memory")["used_memory"] / 2**20
-    server.close()
+    if "redis" in layout.processes:
+        server = redis.Redis(port=layout.ports["redis"])
+        found["redis connections"] = server.info("clients")["connected_clients"]
+        found["redis memory MiB"] = server.info("memory")["used_memory"] / 2**20
+        server.close()
     found["temporary files"] = files_below(temporary)
     return found
 
@@ -75,7 +80,21 @@ def spot_node(layout: Layout, load: Load) -> None:
         load.done["worker told to leave"] += 1
 
 
-def soak(layout: Layout, *, seconds: float, temporary: Path) -> tuple[Load, list[Sample]]:
+def broker_out(layout: Layout, load: Load, seconds: float) -> None:
+    """Kills Redis after a minute, for so long; says what was submitted and ended without it."""
+    if load.stop.wait(BEFORE_OUTAGE_SECONDS):
+        return
+    before = load.done.copy()
+    layout.kill("redis")
+    load.stop.wait(seconds)
+    for name in ("submitter: submit", "job succeeded"):
+        load.done[f"without broker: {name}"] = load.done[name] - before[name]
+    layout.start("redis")
+
+
+def soak(
+    layout: Layout, *, seconds: float, temporary: Path, outage_seconds: float = 0
+) -> tuple[Load, list[Sample]]:
     """Runs the load for so long, with samples all the way."""
     load = Load(
         access=layout.first_hospital(),
@@ -85,7 +104,11 @@ def soak(layout: Layout, *, seconds: float, temporary: Path) -> tuple[Load, list
     for name in ("dispatcher", *APIS, *WORKERS):
         layout.start(name)
     people = [Person(load, name, act, pause) for name, act, pause in PEOPLE]
-    for thread in (*people, threading.Thread(target=spot_node, args=(layout, load), daemon=True)):
+    around = [threading.Thread(target=spot_node, args=(layout, load), daemon=True)]
+    if outage_seconds:
+        given = (layout, load, outage_seconds)
+        around.append(threading.Thread(target=broker_out, args=given, daemon=True))
+    for thread in (*people, *around):
         thread.start()
     samples, begun = [], time.monotonic()
     while (at := time.monotonic() - begun) < seconds:
@@ -127,7 +150,7 @@ def nothing_is_lost(layout: Layout, load: Load) -> list[str]:
     return found
 
 
-def run(*, minutes: float, out: Path | None) -> bool:
+def run(*, minutes: float, out: Path | None, outage_minutes: float = 0) -> bool:
     """The whole soak with its report; whether all is well."""
     with tempfile.TemporaryDirectory(prefix="rldp-soak-") as folder:
         root = Path(folder) / "layout"
@@ -140,7 +163,12 @@ def run(*, minutes: float, out: Path | None) -> bool:
             layout.make()
             for name in ("redis", "witness"):
                 layout.start(name)
-            load, samples = soak(layout, seconds=60 * minutes, temporary=temporary)
+            load, samples = soak(
+                layout,
+                seconds=60 * minutes,
+                temporary=temporary,
+                outage_seconds=60 * outage_minutes,
+            )
             lost = nothing_is_lost(layout, load)
         finally:
             layout.stop()
@@ -184,9 +212,13 @@ def main() -> None:
         description="Mixed load on the production layout: does anything leak or get lost?",
     )
     parser.add_argument("--minutes", type=float, default=120, help="how long (default 120)")
+    parser.add_argument(
+        "--broker-out", type=float, default=0, help="minutes without Redis, after the first"
+    )
     parser.add_argument("--out", type=Path, help="a folder for soak.json")
     told = parser.parse_args()
-    sys.exit(0 if run(minutes=told.minutes, out=told.out) else 1)
+    is_well = run(minutes=told.minutes, out=told.out, outage_minutes=told.broker_out)
+    sys.exit(0 if is_well else 1)
 
 
 if __name__ == "__main__":
