@@ -55,18 +55,19 @@ def cancel_job(session: Session, subject: Subject, job_id: str) -> dict[str, Any
 
 
 def pause_job(session: Session, subject: Subject, job_id: str) -> dict[str, Any]:
-    """Asks a running job to stop at its window's end; a queued one is paused at once.
+    """Asks a job in a worker's hands to stop at its window's end; a waiting one is paused at once.
 
-    Nothing paid is lost, and the escrow stays held.
+    One that only starts stops before its first window. Nothing paid is lost, and the escrow
+    stays held.
 
     Raises:
         JobNotFound: absent, or not for this caller.
-        StateConflict: it neither runs nor waits in the queue.
+        StateConflict: it is on its way to its end, or over.
     """
     job, state, now = _steered(session, subject, job_id)
     if state in (State.PAUSING, State.PAUSED):
         return job_answer(session, job)
-    after = State.PAUSING if state is State.RUNNING else State.PAUSED
+    after = State.PAUSING if state in CHARGING else State.PAUSED
     change_state(session, job, after, now=now, reason=Reason.PAUSE_REQUESTED)
     return job_answer(session, job)
 

@@ -49,6 +49,8 @@ from service.audits.controls import controls_of
 from service.database import Database
 from service.jobs.errors import FencedOut
 from service.jobs.keys import AttemptKeys, JobFiles, load_keys
+from service.jobs.leases import hold_of
+from service.jobs.lifecycle import State
 from service.jobs.runtime import (
     ArtifactFile,
     Work,
@@ -158,6 +160,8 @@ def run_attempt(settings: Settings, *, job_id: str, epoch: int, ranks: Ranks = S
         ranks=ranks,
         audit=None if run_audit is None else run_audit.steps,
     )
+    if hold_of(db, job_id).state is State.PAUSING:  # while we loaded: nothing is paid yet
+        return ExitCode.PAUSED
     result = training.run()
     if result.outcome == "cancelled":
         return ExitCode.CANCELLED

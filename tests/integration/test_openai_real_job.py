@@ -65,6 +65,32 @@ def test_create_watch_and_cancel(server: LocalServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.ci
+def test_a_pause_while_the_trainer_loads_costs_nothing(server: LocalServer, tmp_path: Path) -> None:
+    access = server.start()
+    demo = DemoClient(access)
+    ground = open_ground(demo, tmp_path)
+    body = request_for(ground.file)
+    own = {name: body.pop(name) for name in ("privacy", "controller", "adapter")}
+    with openai.OpenAI(api_key=access.keys["submitter"], base_url=f"{access.url}/v1") as client:
+        jobs = client.fine_tuning.jobs
+        job = jobs.create(**body, extra_body=own)
+
+        def state() -> str:
+            found = demo.call("submitter", "GET", f"/fine_tuning/jobs/{job.id}")
+            return str(found["state"])
+
+        _wait(lambda: state() == "starting", "no worker took it")
+        assert jobs.pause(job.id).status == "pausing"
+        _wait(lambda: state() == "paused", "not paused")
+        statement = demo.call("auditor", "GET", f"/ledger/jobs/{job.id}/statement")
+        assert statement["windows"] == []
+        assert all(block["spent_pico"] == "0" for block in statement["blocks"])
+        jobs.resume(job.id)
+        _wait(lambda: jobs.retrieve(job.id).status == "succeeded", "it did not go on")
+    demo.close()
+
+
+@pytest.mark.ci
 def test_pause_resume_and_end(server: LocalServer, tmp_path: Path) -> None:
     """What is charged at the end is exactly what ran: a pause redoes no window."""
     access = server.start()

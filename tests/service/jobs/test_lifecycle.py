@@ -23,9 +23,9 @@ from service.jobs.lifecycle import (
 # Written out once more, independently of the table under test (service.md 7).
 LEGAL = {
     "queued": {"starting", "paused", "cancelled"},
-    "starting": {"running", "recovering", "failed", "cancelling"},
+    "starting": {"running", "recovering", "failed", "cancelling", "pausing"},
     "running": {"recovering", "failed", "pausing", "cancelling", "succeeded", "budget_stopped"},
-    "recovering": {"starting", "failed", "cancelled"},
+    "recovering": {"starting", "failed", "cancelled", "paused"},
     "pausing": {"paused", "failed", "cancelling", "succeeded", "budget_stopped"},
     "paused": {"queued", "cancelled"},
     "cancelling": {"cancelled"},

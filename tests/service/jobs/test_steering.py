@@ -160,7 +160,7 @@ class TestPause:
         stop.set()
         assert progress.stop_requested() == "cancel", "a cancel is the stronger wish"
 
-    @pytest.mark.parametrize("state", ["starting", "recovering", "cancelling", "succeeded"])
+    @pytest.mark.parametrize("state", ["cancelling", "succeeded"])
     def test_other_states_conflict(self, world: lw.World, state: str) -> None:
         claim = w.running_job(world)
         finished = now_us() if state == "succeeded" else None
@@ -168,6 +168,27 @@ class TestPause:
             session.execute(update(Job).values(state=state, finished_at=finished))
         with pytest.raises(StateConflict):
             ask(world, steering.pause_job, claim.job_id)
+
+    def test_one_that_only_starts_stops_before_it_has_paid_for_anything(
+        self, world: lw.World
+    ) -> None:
+        claim = w.claimed_job(world)
+        assert ask(world, steering.pause_job, claim.job_id)["status"] == "pausing"
+        with pytest.raises(FencedOut):
+            w.charge(world, claim, 0)
+        left = leases.fail_attempt(world.db, claim.job_id, claim.epoch, "pause_requested", False)
+        assert left is State.PAUSED and w.row(world.db, claim.job_id).pauses == 1
+        assert "window.charge" not in w.entry_types(world.db, claim.job_id)
+        assert ask(world, steering.resume_job, claim.job_id)["status"] == "queued"
+
+    def test_one_that_waits_for_another_attempt_is_paused_at_once(self, world: lw.World) -> None:
+        claim = w.running_job(world)
+        leases.fail_attempt(world.db, claim.job_id, claim.epoch, "trainer_killed", False)
+        assert ask(world, steering.pause_job, claim.job_id)["status"] == "paused"
+        w.skip_back_off(world.db, claim.job_id)
+        assert leases.claim(world.db, worker_id="wk_b") is None, "nobody takes it"
+        assert ask(world, steering.resume_job, claim.job_id)["status"] == "queued"
+        assert leases.claim(world.db, worker_id="wk_b") is not None
 
     def test_a_job_that_is_done_before_the_pause_succeeds(self, world: lw.World) -> None:
         claim = pausing_job(world)
