@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     stall_seconds: int = Field(default=900, ge=1)
     attempts_max: int = Field(default=5, ge=1)
     cancel_grace_seconds: float = Field(default=8, gt=0)
+    leave_seconds: float = Field(default=6, ge=0, le=3600)
     microbatch_patients: int = Field(default=8, ge=1)
     base_dtype: Literal["float32", "bfloat16", "8bit", "4bit"] = "float32"
     checkpointing: Literal["off", "reentrant", "non_reentrant"] = "off"

@@ -24,7 +24,7 @@ CHILDREN = ("api", "dispatcher", "worker")
 LOOK_SECONDS = 0.2
 BACK_OFF_SECONDS_MAX = 30.0
 STEADY_SECONDS = 60.0
-STOP_SECONDS = 15.0
+STOP_SECONDS = 9.0  # on top of what a trainer has to end its window
 
 
 @dataclass(kw_only=True)
@@ -86,15 +86,15 @@ def run_up(settings: Settings, *, keys_file: Path | None) -> int:
                 child.tend(time.monotonic())
             stop.wait(LOOK_SECONDS)
     finally:
-        _stop(children)
+        _stop(children, STOP_SECONDS + settings.leave_seconds)
     typer.echo("Stopped. A job that was running goes on at the next start.")
     return 0
 
 
-def _stop(children: list[Child]) -> None:
+def _stop(children: list[Child], patience_seconds: float) -> None:
     for child in children:
         child.ask_to_stop()
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + patience_seconds
     for child in children:
         if child.process is None:
             continue

@@ -188,13 +188,16 @@ def fail_attempt(
     permanent: bool,
     *,
     attempts_max: int = ATTEMPTS_MAX,
+    is_saved: bool = False,
 ) -> State | None:
     """Takes the job back from an attempt whose process is gone.
 
     It recovers (first retry at once, then 10 s doubled each time), or fails: permanent
     cause, attempts used up, or the same cause of its own twice running. A job that was
     being cancelled is cancelled now, and one that was being paused is paused, unless the
-    cause is permanent. None: the job no longer belongs to this attempt.
+    cause is permanent. An attempt that `is_saved` ended its window because its worker left:
+    nothing is lost, so the job may go on at once and has no attempt less.
+    None: the job no longer belongs to this attempt.
     """
     with db.transaction() as session:
         job = locked_job(session, job_id)
@@ -207,6 +210,7 @@ def fail_attempt(
             now=clock_us(session),
             permanent=permanent,
             attempts_max=attempts_max,
+            is_saved=is_saved,
         )
 
 
@@ -218,6 +222,7 @@ def take_back(
     now: int,
     permanent: bool = False,
     attempts_max: int = ATTEMPTS_MAX,
+    is_saved: bool = False,
 ) -> State:
     """As `fail_attempt`, inside the caller's transaction, on a locked job in a worker's hands."""
     ledger.end_attempt(session, job_id=job.id, epoch=job.epoch, reason_code=reason.value)
@@ -233,6 +238,11 @@ def take_back(
     if job.state == State.PAUSING and not permanent:  # a lost process pauses it as well
         change_state(session, job, State.PAUSED, now=now, reason=Reason.PAUSE_REQUESTED)
         return State.PAUSED
+    if is_saved:
+        job.pauses += 1
+        job.not_before = now
+        change_state(session, job, State.RECOVERING, now=now, reason=reason)
+        return State.RECOVERING
     attempts = job.attempt - job.pauses
     if permanent or repeated or attempts >= attempts_max:
         ending = reason if permanent or repeated else Reason.ATTEMPTS_USED

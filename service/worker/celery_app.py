@@ -7,6 +7,7 @@ database by itself, so that no message is needed for a job to run.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -25,8 +26,9 @@ from service.settings import Settings
 from service.worker.launch import die_with_parent
 from service.worker.tasks import RING, Command, Slot
 
-LEAVE_SECONDS = 8.0
-STOP_SECONDS = 12  # below the parent's patience (cli/parent.py)
+# On top of what the trainer has to end its window (`leave_seconds`):
+HAND_BACK_SECONDS = 2.0
+STOP_SECONDS = 6.0  # below the parent's patience (cli/parent.py)
 
 CONFIGURATION: dict[str, Any] = {
     "task_acks_late": False,  # late acknowledgement runs long tasks twice
@@ -41,7 +43,7 @@ CONFIGURATION: dict[str, Any] = {
     "worker_enable_remote_control": False,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
-    "worker_soft_shutdown_timeout": 0,  # a stopped worker hands its job back at once
+    "worker_soft_shutdown_timeout": 0,  # the slot has its own time to leave
     "worker_hijack_root_logger": False,
     "task_default_queue": "rldp",
 }
@@ -89,7 +91,7 @@ def make_worker(settings: Settings, command: Command | None = None) -> Celery:
     parent_pid = os.getpid()
 
     def answer(job_id: str) -> None:
-        holder["slot"].work(job_id)
+        holder["slot"].ring(job_id)
 
     app.task(answer, name=RING)
 
@@ -102,20 +104,20 @@ def make_worker(settings: Settings, command: Command | None = None) -> Celery:
             command=command,
         )
         holder["slot"] = slot
-        threading.Thread(target=slot.poll_forever, name="database-poll", daemon=True).start()
+        threading.Thread(target=slot.work_forever, name="attempts", daemon=True).start()
         threading.Thread(target=slot.beat_forever, name="heartbeat", daemon=True).start()
         if command is None:  # a stand-in for the trainer has no engine to plant faults in
             threading.Thread(target=slot.plant_when_idle, name="controls", daemon=True).start()
 
     def on_child_stop(**_: Any) -> None:
         if "slot" in holder:
-            holder["slot"].leave(wait_seconds=LEAVE_SECONDS)
+            holder["slot"].leave(wait_seconds=settings.leave_seconds + HAND_BACK_SECONDS)
 
     def on_told_to_stop(**_: Any) -> None:
         # Celery's stop now and then waits for ever when a task has just ended. The kernel's
         # alarm ends it then: the slot has had its time, its processes die with this one.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(STOP_SECONDS)
+        signal.alarm(math.ceil(settings.leave_seconds + STOP_SECONDS))
 
     worker_shutting_down.connect(on_told_to_stop, weak=False)
     worker_process_init.connect(on_child_start, weak=False)

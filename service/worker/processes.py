@@ -25,6 +25,7 @@ ALLOWED = (
 )
 ALLOWED_PREFIXES = ("PYTHON", "LC_", "NCCL_", "GLOO_")
 PROC = Path("/proc")
+LEAVE_NOTE = "RLDP_LEAVE_NOTE"  # names a file that stands there once the worker leaves
 
 
 def plain_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -51,6 +52,12 @@ def child_environment(settings: Settings, environment: Mapping[str, str]) -> dic
             child[f"RLDP_{name.upper()}"] = str(value)
     child["RLDP_DATABASE_URL"] = settings.resolved_database_url
     return child
+
+
+def leave_note_of(environment: Mapping[str, str]) -> Path | None:
+    """The file by which an attempt learns that its worker leaves, in its own environment."""
+    note = environment.get(LEAVE_NOTE)
+    return None if note is None else Path(note)
 
 
 def start_tied(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from pathlib import Path
 
 from dp_core.ports import ChunkPermit, EvaluationReport, StopRequest, WindowReport
 from dp_core.telemetry import WindowTelemetry
@@ -21,11 +22,21 @@ class JobProgress:
 
     A pause comes with the answer to each report, so it costs no question of its own. One
     that comes between the last report of a window and the next charge is met by the fence.
+    A worker that leaves asks for the same by a file, `leave_note`.
     """
 
-    def __init__(self, db: Database, *, job_id: str, epoch: int, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        db: Database,
+        *,
+        job_id: str,
+        epoch: int,
+        stop: threading.Event,
+        leave_note: Path | None = None,
+    ) -> None:
         self._db, self._job_id, self._epoch, self._stop = db, job_id, epoch, stop
         self._state = State.STARTING
+        self._leave_note = leave_note
 
     def window_opened(self, permit: ChunkPermit) -> None:
         """Nothing to add: the ledger's entry tells it."""
@@ -62,7 +73,8 @@ class JobProgress:
     def stop_requested(self) -> StopRequest | None:
         if self._stop.is_set():
             return "cancel"
-        return "pause" if self._state is State.PAUSING else None
+        leaves = self._leave_note is not None and self._leave_note.exists()
+        return "pause" if leaves or self._state is State.PAUSING else None
 
 
 def metrics_of(seen: WindowTelemetry) -> list[Metric]:

@@ -11,10 +11,12 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
@@ -23,7 +25,13 @@ from service.jobs.leases import Claim, Hold, fail_attempt, hold_of, renew_lease
 from service.jobs.lifecycle import LEASED, WITH_ADAPTER, Reason, State
 from service.settings import Settings
 from service.worker.exit_codes import ExitCode, failure_of
-from service.worker.processes import child_environment, kill_group, start_tied, stop_group
+from service.worker.processes import (
+    LEAVE_NOTE,
+    child_environment,
+    kill_group,
+    start_tied,
+    stop_group,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +56,10 @@ def runner_command(claim: Claim, processes: int = 1) -> list[str]:
 class Supervisor:
     """Runs the trainer of one claim. `command` replaces the trainer in tests.
 
-    `stop` is set when the worker itself leaves: the job is handed back at once.
+    `stop` is set when the worker itself leaves. The trainer then has `leave_seconds` to end its
+    window and save it, and the job goes on elsewhere from there; after that it is killed, the
+    open window is lost with its charge, and the job has one attempt less. One that still loads
+    has nothing to save and is killed at once.
     """
 
     db: Database
@@ -58,30 +69,38 @@ class Supervisor:
     command: Sequence[str] | None = None
     poll_seconds: float = POLL_SECONDS
     stop: threading.Event = field(default_factory=threading.Event)
+    _leave_by: float | None = None
 
     def run(self) -> State | None:
         """Starts the trainer and stays until it and the attempt are over.
 
         Returns the state in which the job was left; None if it belongs to another attempt.
         """
+        with tempfile.TemporaryDirectory(prefix="rldp-attempt-") as folder:
+            note = Path(folder) / "leave"
+            process = self._start(note)
+            logger.info("attempt started", extra=self._context())
+            try:
+                reason = self._watch(process, note)
+            except BaseException:  # this thread itself is being ended
+                self.stop.set()
+                self._conclude(process, Reason.WORKER_STOPPED)
+                raise
+            return self._conclude(process, reason)
+
+    def _start(self, note: Path) -> subprocess.Popen[bytes]:
         environment = child_environment(self.settings, os.environ)
         environment["RLDP_WORKER_ID"] = self.worker_id
+        environment[LEAVE_NOTE] = str(note)
         # Waiting threads sleep instead of spinning: on a busy host a step is five times faster.
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        process = start_tied(
+        return start_tied(
             self.command or runner_command(self.claim, self.settings.ranks_per_job),
             environment=environment,
             quiet=True,
         )
-        logger.info("attempt started", extra=self._context())
-        try:
-            reason = self._watch(process)
-        except BaseException:  # the worker itself is being stopped
-            self._hand_back(process, Reason.WORKER_STOPPED)
-            raise
-        return self._conclude(process, reason)
 
-    def _watch(self, process: subprocess.Popen[bytes]) -> Reason | None:
+    def _watch(self, process: subprocess.Popen[bytes], note: Path) -> Reason | None:
         """Until the trainer ends, or must end; the reason if another attempt must follow."""
         over_since: float | None = None
         while True:
@@ -90,7 +109,7 @@ class Supervisor:
                 return None
             except subprocess.TimeoutExpired:
                 pass
-            if self.stop.is_set():
+            if self.stop.is_set() and not self._has_time_to_leave(note):
                 return Reason.WORKER_STOPPED
             hold = self._look()
             if hold is None:
@@ -107,6 +126,14 @@ class Supervisor:
                 # Until its first charge the trainer may be busy loading; the bound on this
                 # is the stall watch. From then on only the trainer itself renews.
                 self._renew()
+
+    def _has_time_to_leave(self, note: Path) -> bool:
+        """Asks the trainer to save and end, once; whether it still has time to."""
+        if self._leave_by is None:
+            self._leave_by = time.monotonic() + self.settings.leave_seconds
+            note.touch()
+            logger.info("attempt asked to leave", extra=self._context())
+        return time.monotonic() < self._leave_by
 
     def _look(self) -> Hold | None:
         try:
@@ -127,6 +154,8 @@ class Supervisor:
             return Reason.LEASE_EXPIRED
         if hold.lease_left is None or hold.lease_left <= 0:
             return Reason.LEASE_EXPIRED
+        if self._leave_by is not None and hold.state is State.STARTING:
+            return Reason.WORKER_STOPPED
         if hold.progress_age > self.settings.stall_seconds * SECOND:
             return Reason.TRAINER_STALLED
         return None
@@ -153,14 +182,16 @@ class Supervisor:
         if hold.state is State.PAUSING and return_code in (ExitCode.PAUSED, ExitCode.FENCED_OUT):
             # Fenced out of a new window: the pause came just after the last one's end.
             reason, permanent = Reason.PAUSE_REQUESTED, False
+        elif return_code == ExitCode.PAUSED and self._leave_by is not None:
+            return self._give_up(Reason.WORKER_STOPPED, permanent=False, is_saved=True)
         elif return_code == ExitCode.FENCED_OUT:
             reason, permanent = Reason.LEASE_EXPIRED, False
         else:  # `DONE` while the row says otherwise is a crash as well
             reason, permanent = failure_of(return_code)
         return self._give_up(reason, permanent=permanent)
 
-    def _give_up(self, reason: Reason, *, permanent: bool) -> State | None:
-        """Hands the job back; keeps trying while the database is away."""
+    def _give_up(self, reason: Reason, *, permanent: bool, is_saved: bool = False) -> State | None:
+        """Hands the job back; keeps trying while the database is away, unless the worker leaves."""
         while True:
             try:
                 state = fail_attempt(
@@ -170,8 +201,12 @@ class Supervisor:
                     reason,
                     permanent,
                     attempts_max=self.settings.attempts_max,
+                    is_saved=is_saved,
                 )
             except DBAPIError:
+                if self.stop.is_set():
+                    logger.warning("job not handed back: lease runs out", extra=self._context())
+                    return None
                 time.sleep(self.poll_seconds)
                 continue
             logger.info("attempt ended", extra={**self._context(), "code": reason.value})
@@ -181,14 +216,6 @@ class Supervisor:
         while (hold := self._look()) is None:
             time.sleep(self.poll_seconds)
         return hold
-
-    def _hand_back(self, process: subprocess.Popen[bytes], reason: Reason) -> None:
-        if not kill_group(process):
-            return
-        try:
-            fail_attempt(self.db, self.claim.job_id, self.claim.epoch, reason, False)
-        except DBAPIError:
-            logger.warning("job not handed back: its lease will run out", extra=self._context())
 
     def _context(self) -> dict[str, object]:
         return {"job_id": self.claim.job_id, "attempt": self.claim.epoch}

@@ -7,6 +7,7 @@ of order, and all end well: only the claim decides (service.md 8, 10).
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -28,9 +29,21 @@ RING = "service.worker.tasks.ring"
 Command = Callable[[Claim], Sequence[str]]
 
 
+@dataclass
+class Bell:
+    """A job's id, or none for a look at whatever waits; told when it has been seen to."""
+
+    job_id: str | None
+    answered: threading.Event = field(default_factory=threading.Event)
+
+
 @dataclass(kw_only=True)
 class Slot:
-    """Room for one attempt at a time. Bell and poll share it within one process."""
+    """Room for one attempt at a time, in the thread that is in `work_forever`.
+
+    The main thread belongs to Celery, which ends it by a signal in the middle of whatever it
+    does; a trainer dies with the thread that started it.
+    """
 
     db: Database
     settings: Settings
@@ -39,6 +52,16 @@ class Slot:
     stop: threading.Event = field(default_factory=threading.Event)
     occupied: threading.Event = field(default_factory=threading.Event)  # while an attempt runs
     _busy: threading.Lock = field(default_factory=threading.Lock)
+    _bells: queue.SimpleQueue[Bell] = field(default_factory=queue.SimpleQueue)
+
+    def ring(self, job_id: str) -> None:
+        """Wakes the working thread for a job, and waits for it.
+
+        While it waits, Celery leaves further bells to workers that have room.
+        """
+        bell = Bell(job_id)
+        self._bells.put(bell)
+        bell.answered.wait()
 
     def work(self, job_id: str | None = None) -> int:
         """Runs the named job if it can be claimed, then whatever else waits.
@@ -87,18 +110,29 @@ class Slot:
     def leave(self, *, wait_seconds: float) -> None:
         """Takes no more work, and waits a while for the running attempt to be handed back."""
         self.stop.set()
+        self._bells.put(Bell(None))
         if self._busy.acquire(timeout=wait_seconds):
             self._busy.release()
         with suppress(SQLAlchemyError):  # it will be called deaf instead
             registry.leave(self.db, self.worker_id)
 
-    def poll_forever(self) -> None:
-        """Looks into the database now and then: a silent broker costs latency only."""
-        while not self.stop.wait(self.settings.poll_seconds):
+    def work_forever(self) -> None:
+        """Answers bells, and looks by itself now and then: a silent broker costs latency only."""
+        while not self.stop.is_set():
+            bell = self._next_bell()
             try:
-                self.work()
-            except Exception as error:  # the poll outlives every accident; texts stay inside
-                logger.warning("poll failed", extra={"code": type(error).__name__})
+                if not self.stop.is_set():
+                    self.work(bell.job_id)
+            except Exception as error:  # this outlives every accident; texts stay inside
+                logger.warning("look failed", extra={"code": type(error).__name__})
+            finally:
+                bell.answered.set()
+
+    def _next_bell(self) -> Bell:
+        try:
+            return self._bells.get(timeout=self.settings.poll_seconds)
+        except queue.Empty:
+            return Bell(None)
 
     def plant_when_idle(self) -> None:
         """Has the audit's positive controls run, unless they were or are not wanted."""

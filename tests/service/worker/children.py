@@ -19,6 +19,7 @@ from service.jobs import runtime
 from service.jobs.errors import FencedOut
 from service.ledger import service as ledger
 from service.settings import Settings
+from service.worker.processes import leave_note_of
 from tests.service.ledger import world as lw
 
 
@@ -83,6 +84,23 @@ def pause(db: Database, job: str, epoch: int) -> int:
     return 12
 
 
+def leave(db: Database, job: str, epoch: int) -> int:
+    """One window that ends once the worker leaves, with its checkpoint; a second run ends well."""
+    if epoch > 1:
+        return train(db, job, epoch)
+    charge(db, job, epoch)
+    note("started", os.getpid())
+    leave_note = leave_note_of(os.environ)
+    assert leave_note is not None
+    while not leave_note.exists():
+        time.sleep(0.05)
+    with db.transaction() as session:
+        runtime.fence(session, job, epoch)
+        ledger.finish_window(session, job_id=job, epoch=epoch, window=0, steps_run=10)
+    runtime.record_checkpoint(db, job, epoch, step=10, window=0, directory="d", sha256="0" * 64)
+    return 12
+
+
 def charge_on(db: Database, job: str, epoch: int) -> int:
     """Charges window after window; a pause that comes in between shuts it out."""
     note("started", os.getpid())
@@ -126,6 +144,7 @@ def main() -> int:
         "train": train,
         "polite": wait_politely,
         "pause": pause,
+        "leave": leave,
         "charge-on": charge_on,
         "stuck": stick,
     }

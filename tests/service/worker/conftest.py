@@ -22,6 +22,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         database_url=f"sqlite:///{tmp_path / 'ledger.db'}",
         lease_seconds=20,
         cancel_grace_seconds=1,
+        leave_seconds=2,
         poll_seconds=0.2,
     )
 

@@ -17,6 +17,7 @@ import pytest
 
 from service.dispatcher import Dispatcher
 from service.jobs.leases import Claim
+from service.ledger import service as ledger
 from service.settings import Settings
 from service.worker import celery_app
 from service.worker.processes import child_environment
@@ -59,7 +60,7 @@ class TestSlot:
     ) -> None:
         job = w.queue_job(world)
         room = slot(world, settings)
-        thread = threading.Thread(target=room.poll_forever)
+        thread = threading.Thread(target=room.work_forever)
         thread.start()
         try:
             wait_for(lambda: w.state(world.db, job) == "succeeded")
@@ -185,6 +186,24 @@ class TestEndToEnd:
         row = w.row(world.db, job)
         assert (row.state, row.reason_code) == ("recovering", "worker_stopped")
         assert not is_alive(int((settings.data_dir / "started").read_text()))
+
+    @pytest.mark.parametrize("by_bell", [True, False])
+    def test_a_worker_told_to_leave_lets_the_window_end_and_uses_no_attempt(
+        self, world: lw.World, settings: Settings, by_bell: bool
+    ) -> None:
+        job = w.queue_job(world)
+        if by_bell:
+            celery_app.ring(celery_app.make_app(settings), job)
+        patient = settings.model_copy(update={"leave_seconds": 20})
+        with worker_process(patient, poll_seconds=600 if by_bell else 0.5, kind="leave"):
+            wait_for((settings.data_dir / "started").exists)
+        row = w.row(world.db, job)
+        assert (row.state, row.reason_code) == ("recovering", "worker_stopped")
+        assert row.attempt - row.pauses == 0
+        with world.db.reading() as session:
+            assert ledger.open_window(session, job) is None, "nothing that was paid for is lost"
+        with worker_process(settings, poll_seconds=0.5, kind="leave"):
+            wait_for(lambda: w.state(world.db, job) == "succeeded")
 
     @pytest.mark.parametrize("name", ["service.worker.celery_app", "service.dispatcher"])
     def test_parents_start_without_torch(self, name: str) -> None:

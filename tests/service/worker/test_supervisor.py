@@ -225,7 +225,7 @@ class TestStopping:
         claim = w.claimed_job(world)
         watcher = supervisor(world, settings, "stuck", claim)
 
-        def interrupted(_process: object) -> None:
+        def interrupted(_process: object, _note: object) -> None:
             wait_for((settings.data_dir / "started").exists)
             raise SystemExit
 
