@@ -18,7 +18,7 @@ ALARMS_ARGS ?=
 PACKAGES := dp_core controller service migrations deploy tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types imports format bench bench-engine bench-ledger bench-verifier bench-utility bench-audit test-ci test-slow test-histories test-alarms test-faults test-gpu screenshots mutants openapi bench-service bench-dashboard sbom licences audit reproducible bench-year clean
+.PHONY: help install demo test check lint types imports format bench bench-engine bench-ledger bench-verifier bench-utility bench-audit test-ci test-openai-oldest soak test-slow test-histories test-alarms test-faults test-gpu screenshots mutants openapi bench-service bench-dashboard sbom licences audit reproducible bench-year clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,26 @@ bench-audit: $(STAMP) ## attacks on every kind of training, beside what epsilon 
 
 test-ci: $(STAMP) ## what CI runs after the tests: the ledger's long histories and every crash point
 	$(BIN)/python -m pytest -m ci -n auto
+
+# What that client needs beside itself and newer ones do not; nothing of it enters the environment.
+OPENAI_OLDEST := 1.101.0
+OPENAI_FOLDER := build/openai-$(OPENAI_OLDEST)
+OPENAI_TESTS := tests/contract/test_client_version.py tests/integration/test_openai_client.py \
+  tests/integration/test_openai_real_job.py tests/service/datasets/test_openai_client.py \
+  tests/service/chat/test_chat.py tests/service/test_rate_limits.py tests/service/webhooks/test_deliveries.py
+
+$(OPENAI_FOLDER)/.installed: $(STAMP)
+	@rm -rf $(OPENAI_FOLDER)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps \
+	  --target $(OPENAI_FOLDER) openai==$(OPENAI_OLDEST) distro==1.9.0 jiter==0.19.0 tqdm==4.70.1
+	@touch $@
+
+test-openai-oldest: $(OPENAI_FOLDER)/.installed ## the contract under the oldest supported `openai` client
+	RLDP_TEST_OPENAI=$(OPENAI_OLDEST) PYTHONPATH=$(OPENAI_FOLDER) OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -n auto --dist loadfile $(OPENAI_TESTS)
+
+soak: $(STAMP) ## two hours of mixed load on the production layout: leaks, losses [BENCH_ARGS='--minutes 10']
+	$(BIN)/python -m tests.soak.run --out build/bench $(BENCH_ARGS)
 
 test-slow: $(STAMP) ## minutes of compute
 	$(BIN)/python -m pytest -m slow

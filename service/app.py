@@ -34,6 +34,7 @@ from service.edge import Edge
 from service.gauges import http_seconds, registry_of
 from service.health import router as health
 from service.jobs.endpoints import router as jobs
+from service.jobs.stream_endpoints import router as job_streams
 from service.ledger import guard
 from service.ledger.audit_endpoints import router as audits
 from service.ledger.disclosure_endpoints import router as disclosures
@@ -60,6 +61,7 @@ TELEMETRY_OFF: TelemetryConfig = {
 # Every one of these asks for a key first, also on a route that forgets to.
 AUTHENTICATED: tuple[APIRouter, ...] = (
     jobs,  # first, since routers are tried in this order and these are asked for most
+    job_streams,
     models,
     datasets,
     populations,

@@ -14,6 +14,7 @@ import typer
 from service.cli.bench import app as bench_app
 from service.cli.data import app as data_app
 from service.cli.jobs import app as jobs_app
+from service.cli.jobs import submit, watch
 from service.cli.ledger import app as ledger_app
 from service.cli.people import app as people_app
 from service.cli.policies import app as policy_app
@@ -36,6 +37,8 @@ app = typer.Typer(
     """,
 )
 keys_app = typer.Typer(no_args_is_help=True, help="API keys, shown once when they are made.")
+app.command()(submit)
+app.command()(watch)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(witness_app, name="witness")

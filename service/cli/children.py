@@ -35,7 +35,7 @@ def run_api() -> None:
     import uvicorn
 
     from service.app import create_app
-    from service.dashboard.live_endpoints import hub_of
+    from service.hub import hub_of
 
     settings = Settings()
     host, port = bind_of(settings)

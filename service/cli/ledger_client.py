@@ -1,4 +1,4 @@
-"""Asks a running service an auditor's questions, with the auditor's own key.
+"""Calls a running service with the caller's own key.
 
 So the answers pass the same roles and the same access log as everybody's; nothing here
 opens the database.
@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import typer
 
 KEY_VARIABLE = "RLDP_API_KEY"
 TIMEOUT_SECONDS = 60.0
+RETRY_SECONDS = 1.0
 PAGE = {"limit": "100"}
 
 
@@ -33,9 +36,40 @@ class LedgerClient:
         given = {name: str(value) for name, value in query.items() if value is not None}
         return self._checked("GET", path, accept=accept, params=given or None)
 
-    def post(self, path: str, body: Mapping[str, Any], **query: Any) -> httpx.Response:
+    def post(
+        self, path: str, body: Mapping[str, Any], *, idempotency_key: str = "", **query: Any
+    ) -> httpx.Response:
+        """With an idempotency key, a lost answer is asked for again: it acts once."""
         given = {name: str(value) for name, value in query.items() if value is not None}
-        return self._checked("POST", path, json=dict(body), params=given or None)
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        tries = 3 if idempotency_key else 1
+        sent, query = dict(body), given or {}
+        return self._checked("POST", path, more=headers, tries=tries, json=sent, params=query)
+
+    def upload(self, rows: BinaryIO, name: str, fields: Mapping[str, str]) -> dict[str, Any]:
+        """The service's word on a file that is sent from disk, piece by piece."""
+        files = {"file": (name, rows, "application/octet-stream")}
+        answer = self._checked("POST", "/files", data=dict(fields), files=files)
+        told: dict[str, Any] = answer.json()
+        return told
+
+    @contextmanager
+    def stream(
+        self, path: str, *, headers: Mapping[str, str], silent_seconds: float
+    ) -> Iterator[httpx.Response]:
+        """An answer that is read as it comes; ends the command on a refusal.
+
+        Raises:
+            httpx.TransportError: no answer, or none of it for so long.
+        """
+        timeout = httpx.Timeout(TIMEOUT_SECONDS, read=silent_seconds)
+        sent = {**self._headers, **headers}
+        with httpx.stream("GET", f"{self._base}/v1{path}", headers=sent, timeout=timeout) as answer:
+            if answer.status_code >= 400:
+                answer.read()
+                typer.echo(_words(answer), err=True)
+                raise typer.Exit(1)
+            yield answer
 
     def download(self, path: str, out: Path, *, accept: str = "*/*", **query: Any) -> None:
         """Writes the answer to a new file; a refused one leaves none behind.
@@ -78,17 +112,29 @@ class LedgerClient:
             cursor = {"after": following}
 
     def _checked(
-        self, method: str, path: str, *, accept: str = "*/*", **options: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        accept: str = "*/*",
+        more: Mapping[str, str] | None = None,
+        tries: int = 1,
+        **options: Any,
     ) -> httpx.Response:
         try:
             answer = httpx.request(
                 method,
                 f"{self._base}/v1{path}",
-                headers={**self._headers, "Accept": accept},
+                headers={**self._headers, "Accept": accept, **(more or {})},
                 timeout=TIMEOUT_SECONDS,
                 **options,
             )
         except httpx.HTTPError as error:
+            if tries > 1:
+                time.sleep(RETRY_SECONDS)
+                return self._checked(
+                    method, path, accept=accept, more=more, tries=tries - 1, **options
+                )
             typer.echo(f"The service does not answer ({type(error).__name__}).", err=True)
             raise typer.Exit(1) from None
         if answer.status_code >= 400:

@@ -12,12 +12,11 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.endpoints import SignerDep
-from service.dashboard.hub import Hub, Topic
 from service.dashboard.job_page import job_page
 from service.dashboard.operations_page import operations_page
 from service.dashboard.overview import overview
@@ -25,6 +24,7 @@ from service.dashboard.rendering import page
 from service.dashboard.sessions import SessionSigner, SignedIn, signed_in
 from service.database import Database
 from service.dependencies import DatabaseDep, SettingsDep
+from service.hub import Hub, Topic, hub_of
 from service.jobs.errors import JobNotFound
 from service.jobs.repository import visible_job
 from service.logged_reads import LoggedRoute
@@ -41,15 +41,6 @@ router = APIRouter(include_in_schema=False, route_class=LiveRoute)
 
 RETRY_MS = 3000
 RETRY_SECONDS = "60"
-
-
-def hub_of(app: FastAPI) -> Hub:
-    """The application's hub, made at first use."""
-    state = app.state
-    if getattr(state, "dashboard_hub", None) is None:
-        state.dashboard_hub = Hub(state.database)
-    hub: Hub = state.dashboard_hub
-    return hub
 
 
 @router.get("/live/stream")

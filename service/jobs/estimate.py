@@ -29,6 +29,7 @@ from service.jobs.errors import (
 from service.jobs.schemas import Hyperparameters, JobRequest, NoiseDecay
 
 EPSILON_MIN = Decimal("0.1")
+EPSILON_MAX = Decimal("100")
 N_EPOCHS_DEFAULT = 3  # the compute limit where neither epochs nor minutes are given
 TOKENS_PER_ROW = 256
 
@@ -145,6 +146,8 @@ def _check_values(request: JobRequest) -> None:
     epsilon = request.privacy.target_epsilon
     if epsilon is not None and Decimal(epsilon) < EPSILON_MIN:
         raise FieldInvalid("privacy.target_epsilon", "Below 0.1, the smallest offered epsilon.")
+    if epsilon is not None and Decimal(epsilon) > EPSILON_MAX:  # and minutes of calibration
+        raise FieldInvalid("privacy.target_epsilon", "Above 100, which would promise nothing.")
     parameters = hyperparameters_of(request)
     if request.hyperparameters is not None and "hyperparameters" in (
         request.method.supervised.model_fields_set

@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, sync_playwright
 
-from service.dashboard.live_endpoints import hub_of
+from service.hub import hub_of
 from tests.browser.visits import Visit, open_visit
 from tests.service.dashboard.scene import Scene, open_scene
 

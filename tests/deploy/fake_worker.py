@@ -25,6 +25,7 @@ from service.settings import Settings
 from service.worker.celery_app import run_worker
 from service.worker.exit_codes import ExitCode
 from service.worker.journal import LedgerJournal
+from service.worker.processes import leave_note_of
 
 WINDOW_SECONDS = 1.0
 EMPTY_SHA256 = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of {}
@@ -42,6 +43,7 @@ def train(job_id: str, epoch: int) -> ExitCode:
     plan = RunPlan.from_dict(work.plan)
     journal = LedgerJournal(db, job_id=job_id, epoch=epoch)
     level = plan.noise_levels[-1]
+    leave_note = leave_note_of(os.environ)
     position = journal.position()
     while position.steps_started < plan.steps_planned:
         permit = journal.open_chunk(
@@ -62,6 +64,8 @@ def train(job_id: str, epoch: int) -> ExitCode:
             return ExitCode.FENCED_OUT
         journal.close_chunk(permit, permit.steps)
         position = journal.position()
+        if leave_note is not None and leave_note.exists():
+            return ExitCode.PAUSED
     path = Path(work.job_dir) / f"adapter-{epoch}" / "adapter_config.json"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.write_text("{}", encoding="utf-8")

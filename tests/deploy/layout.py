@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +64,7 @@ class Layout:
     """All parts by name. Only processes that it started are ever killed."""
 
     root: Path
+    quick: Mapping[str, str] = field(default_factory=lambda: QUICK)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
 
@@ -90,7 +91,7 @@ class Layout:
             places["/run/keys"] = self._keys_of(part)
         hosts = {"postgres:5432": "postgres", "redis:6379": "redis"}
         found = {}
-        for name, value in (part.environment | QUICK | more).items():
+        for name, value in (part.environment | dict(self.quick) | more).items():
             for inside, here in places.items():
                 value = value.replace(inside, str(here))
             for inside, server in hosts.items():

@@ -83,6 +83,7 @@ MATRIX: dict[tuple[str, str], str] = {
     ("GET", f"{JOB}/events"): "submitter steward admin",
     ("GET", f"{JOB}/checkpoints"): "submitter steward admin",
     ("GET", f"{JOB}/metrics"): "submitter steward admin",
+    ("GET", f"{JOB}/stream"): "submitter steward admin",
     ("GET", f"{JOB}/attempts"): "submitter steward admin",
     ("GET", f"{JOB}/audit"): "submitter steward admin",
     ("GET", f"{JOB}/artifacts"): "submitter steward admin",

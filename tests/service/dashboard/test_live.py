@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from service import hub as hubs
 from service import logged_reads
 from service.auth.keys import issue_key
-from service.dashboard import hub as hubs
-from service.dashboard.hub import STREAMS_MAX, Hub, TooManyStreams, Topic
+from service.hub import STREAMS_MAX, Hub, TooManyStreams, Topic
 from service.jobs import runtime
 from tests.service.apart import run_apart
 from tests.service.dashboard.scene import Scene

@@ -147,6 +147,7 @@ class TestBody:
         [
             {"privacy": {"target_epsilon": CANARY}},
             {"privacy": {"target_epsilon": True}},
+            {"privacy": {"target_epsilon": "100.1"}},
             {"privacy": {"target_epsilon": "-3"}},
             {"privacy": {"target_epsilon": "3", "mode": CANARY}},
             {"suffix": CANARY},

@@ -1,4 +1,4 @@
-"""Tells open pages that something they show has changed: one look at the database a second.
+"""Tells open pages and streams that what they show has changed: one look a second.
 
 A page names its topic: one job, or all of its hospital. The hub looks only while somebody
 listens, and tells no content: the page then asks for its part under its own rights. Parts
@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastapi import FastAPI
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -53,6 +54,15 @@ class _Listener:
     topic: Topic
     principal_id: str
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def hub_of(app: FastAPI) -> Hub:
+    """The application's hub, made at first use."""
+    state = app.state
+    if getattr(state, "hub", None) is None:
+        state.hub = Hub(state.database)
+    hub: Hub = state.hub
+    return hub
 
 
 class Hub:
