@@ -13,7 +13,6 @@ import gc
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -132,7 +131,9 @@ def _plan(base_model_digest: str) -> RunPlan:
     )
 
 
-def have_controls(settings: Settings, stop: threading.Event, say: Callable[[], None]) -> bool:
+def have_controls(
+    settings: Settings, *, must_end: Callable[[], bool], say: Callable[[], None]
+) -> bool:
     """In a trainer, before its verdict: plants the faults if nobody has; False: told to stop.
 
     Takes at most `trainer_seconds`, and no time while a record, good or bad, is there. Where the
@@ -148,7 +149,7 @@ def have_controls(settings: Settings, stop: threading.Event, say: Callable[[], N
     gc.collect()
     if device != "cpu":
         torch.cuda.empty_cache()  # the child computes on the same device
-    code = run_planting(settings, seconds=trainer_seconds(settings), must_end=stop.is_set)
+    code = run_planting(settings, seconds=trainer_seconds(settings), must_end=must_end)
     if code == -signal.SIGKILL and not has_record(settings, device):
         with suppress(OSError):
             note_failure(settings, device, "killed")

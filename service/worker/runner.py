@@ -138,6 +138,9 @@ def run_attempt(settings: Settings, *, job_id: str, epoch: int, ranks: Ranks = S
     attacks_run = settings.audit_in_job and ranks.world_size == 1
     run_audit = open_run_audit(db, work, plan, model) if attacks_run else None
     blocks = read_blocks(inputs, tokenizer)
+    progress = JobProgress(
+        db, job_id=job_id, epoch=epoch, stop=stop, leave_note=leave_note_of(os.environ)
+    )
     training = PrivateTraining(
         plan=plan,
         model=model,
@@ -152,9 +155,7 @@ def run_attempt(settings: Settings, *, job_id: str, epoch: int, ranks: Ranks = S
         checkpoints=DirectoryCheckpoints(
             db, job_id=job_id, epoch=epoch, job_dir=Path(work.job_dir), files=keys.files
         ),
-        progress=JobProgress(
-            db, job_id=job_id, epoch=epoch, stop=stop, leave_note=leave_note_of(os.environ)
-        ),
+        progress=progress,
         noise_source=noise_source,
         performance=performance,
         ranks=ranks,
@@ -170,9 +171,11 @@ def run_attempt(settings: Settings, *, job_id: str, epoch: int, ranks: Ranks = S
     if result.steps_finished == 0:
         return ExitCode.NO_CHECKPOINT
     if run_audit is not None and not have_controls(
-        settings, stop, lambda: note_progress(db, job_id, epoch, PLANTING)
-    ):
-        return ExitCode.CANCELLED
+        settings,
+        must_end=lambda: progress.stop_requested() is not None,
+        say=lambda: note_progress(db, job_id, epoch, PLANTING),
+    ):  # the last window is saved: whoever goes on has no step to repeat
+        return ExitCode.CANCELLED if stop.is_set() else ExitCode.PAUSED
     audit = _finish_audit(settings, db, work, training, run_audit, before)
     adapter = _seal_adapter(work, training.model, keys.files)
     return _publish(db, work, plan, training, result, adapter, audit)

@@ -279,6 +279,46 @@ def test_the_first_job_of_a_release_plants_the_faults_itself_and_passes(
     assert control_faults(tmp_path) == ()
 
 
+@pytest.mark.ci
+@pytest.mark.timeout(900)
+def test_a_worker_that_leaves_while_faults_are_planted_costs_no_step_and_no_attempt(
+    world: lw.World, settings: Settings, tmp_path: Path
+) -> None:
+    """Every step is paid and saved by then: the next worker plants, and certifies them."""
+    job_id = queue_real_job(world, tmp_path, controller="reference")
+    wanting = settings.model_copy(update={"audit_controls": True})
+    leaving = Supervisor(
+        db=world.db, settings=wanting, worker_id=WORKER, claim=claimed(world, job_id)
+    )
+    watch = threading.Thread(target=_leave_once_planting, args=(world, job_id, leaving.stop))
+    watch.start()
+    state = leaving.run()
+    watch.join()
+    assert state is not None and state.value == "recovering"
+    with world.db.reading() as session:
+        paid = ledger.position(session, job_id=job_id, epoch=1).steps_started
+        assert session.get_one(Job, job_id).pauses == 1, "an attempt that is nobody's fault"
+    controls_found(wanting)
+    again = Supervisor(
+        db=world.db, settings=wanting, worker_id=WORKER, claim=claimed(world, job_id)
+    ).run()
+    assert again is not None and again.value == "succeeded"
+    with world.db.reading() as session:
+        told = json.loads(session.get_one(Certificate, job_id).body)["predicate"]["evidence"]
+    assert (told["empirical_audit"]["verdict"], told["empirical_audit"]["steps"]) == ("PASS", paid)
+
+
+def _leave_once_planting(world: lw.World, job_id: str, stop: threading.Event) -> None:
+    asked = select(JobEvent.message).where(JobEvent.job_id == job_id)
+    until = time.monotonic() + 600
+    while time.monotonic() < until:
+        with world.db.reading() as session:
+            if any("Known faults" in message for message in session.scalars(asked)):
+                break
+        time.sleep(0.2)
+    stop.set()
+
+
 def statement_numbers(world: lw.World, job_id: str, *, windows: int, steps: int) -> None:
     """The ledger adds up, and charged what the run did."""
     with world.db.reading() as session:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,8 @@ class TestBeforeAVerdict:
     def have(self, settings: Settings, monkeypatch: pytest.MonkeyPatch, asked: Asked) -> Any:
         said: list[int] = []
         monkeypatch.setattr(planting, "run_planting", asked)
-        stop = threading.Event()
-        return planting.have_controls(settings, stop, lambda: said.append(1)), len(said)
+        found = planting.have_controls(settings, must_end=lambda: False, say=lambda: said.append(1))
+        return found, len(said)
 
     def test_they_are_planted_and_the_wait_is_told(
         self, wanting: Settings, monkeypatch: pytest.MonkeyPatch
