@@ -366,7 +366,8 @@ def finish(
         job = locked_job(session, job_id)
         if job.state == wanted and job.epoch == epoch:
             return
-        require_mine(job, epoch, now, states=FINISHING)
+        # One that found every step done has only started: the fence lets it run first.
+        fence(session, job_id, epoch, states=FINISHING)
         change_state(session, job, wanted, now=now, reason=_ending(wanted, reason_code))
         artifact_store.add(
             session, tenant_id=job.tenant_id, job_id=job_id, files=artifacts, now=now

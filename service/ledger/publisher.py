@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 COSIGN_AGAIN_SECONDS = 300
 MEMORY_FILE = "system.checkpoint"
+OVERTAKEN_MAX = 5  # by other publishers, in one question to a witness
 
 
 @dataclass(kw_only=True)
@@ -149,6 +150,29 @@ class Publisher:
                 guard.note_quorum(session, size=newest.size)
 
     def _ask(self, witness: Witness, newest: SignedCheckpoint) -> None:
+        """Brings a checkpoint before a witness, or a later one that another process signed.
+
+        Between our look and the witness's answer another publisher may have signed and brought
+        more. Only a witness that has seen more than the database holds by then is evidence.
+        """
+        for _ in range(OVERTAKEN_MAX):
+            try:
+                made = self._cosigned(witness, newest)
+            except WitnessUnreachable:
+                break
+            except LogShrunk as broken:
+                with self.db.reading() as session:
+                    later = self._newest(session)
+                if later is None or later.size < broken.seen_size or later.size <= newest.size:
+                    raise
+                newest = later
+                continue
+            with self.db.transaction() as session:
+                _store(session, newest, made)
+            return
+        logger.warning("witness unreachable", extra={"code": "witness_unreachable"})
+
+    def _cosigned(self, witness: Witness, newest: SignedCheckpoint) -> Cosigned:
         with self.db.reading() as session:
             known = _known_size(session, newest.log_id, witness.key.name)
 
@@ -157,22 +181,15 @@ class Publisher:
                 read = tiles.node_reader(session, newest.log_id)
                 return merkle.consistency_path(old, size, read)
 
-        checkpoint = notes.parse_checkpoint(notes.parse_note(newest.note).text)
-        try:
-            made = cosign(
-                witness,
-                log_id=newest.log_id,
-                checkpoint=checkpoint,
-                note=newest.note,
-                known_size=known,
-                prove=prove,
-                post=self.post,
-            )
-        except WitnessUnreachable:
-            logger.warning("witness unreachable", extra={"code": "witness_unreachable"})
-            return
-        with self.db.transaction() as session:
-            _store(session, newest, made)
+        return cosign(
+            witness,
+            log_id=newest.log_id,
+            checkpoint=notes.parse_checkpoint(notes.parse_note(newest.note).text),
+            note=newest.note,
+            known_size=known,
+            prove=prove,
+            post=self.post,
+        )
 
     def _compare_with_memory(self) -> None:
         """The newest checkpoint kept in a file must still be a beginning of the system log."""

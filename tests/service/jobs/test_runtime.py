@@ -195,6 +195,24 @@ class TestFinish:
             assert statement["settled"]["artifacts"] == {f.name: f.sha256 for f in FILES}
             assert release_state(session, claim.job_id) == "none"
 
+    def test_an_attempt_that_found_every_step_done_only_started_and_may_end_the_job(
+        self, world: lw.World
+    ) -> None:
+        """Its worker left after the last window: the next one has nothing to charge."""
+        claim = w.running_job(world)
+        with world.db.transaction() as session:
+            runtime.fence(session, claim.job_id, claim.epoch)
+            ledger.finish_window(
+                session, job_id=claim.job_id, epoch=claim.epoch, window=0, steps_run=10
+            )
+        leases.fail_attempt(
+            world.db, claim.job_id, claim.epoch, "worker_stopped", False, is_saved=True
+        )
+        again = leases.claim(world.db, worker_id="wk_b", job_id=claim.job_id)
+        assert again is not None and w.state(world.db, claim.job_id) == "starting"
+        finish(world, again)
+        assert w.history(world.db, claim.job_id)[-2:] == ["running", "succeeded"]
+
     def test_asked_again_after_a_lost_reply_it_changes_nothing(self, world: lw.World) -> None:
         claim = w.running_job(world)
         finish(world, claim)

@@ -107,6 +107,57 @@ class TestCosignatures:
         assert len(newest_note(scene.world.db).signatures) == 3
 
 
+class TestTwoPublishers:
+    """API processes and dispatcher publish beside each other: to be overtaken halts nothing."""
+
+    def overtaken(self, scene: Scene, times: int = 1) -> Publisher:
+        """A publisher before whose question to a witness another one signs more, and brings it."""
+        left = [times]
+
+        def post(url: str, body: bytes) -> tuple[int, str]:
+            if left[0]:
+                left[0] -= 1
+                reserve(scene.world)
+                scene.make().turn()
+            return scene.street.post(url, body)
+
+        made = scene.make()
+        made.post = post
+        return made
+
+    def test_one_that_was_overtaken_brings_the_later_checkpoint(self, scene: Scene) -> None:
+        scene.publisher.turn()
+        reserve(scene.world)
+        self.overtaken(scene).turn()
+        with scene.world.db.reading() as session:
+            assert guard.state(session)["state"] == "open"
+        assert len(newest_note(scene.world.db).signatures) == 3, "log and both witnesses"
+
+    def test_one_that_is_overtaken_for_ever_leaves_it_to_the_others(self, scene: Scene) -> None:
+        scene.publisher.turn()
+        reserve(scene.world)
+        self.overtaken(scene, times=100).turn()
+        with scene.world.db.reading() as session:
+            assert guard.state(session)["state"] == "open"
+
+    def test_a_witness_that_knows_more_than_the_database_still_halts(self, scene: Scene) -> None:
+        scene.publisher.turn()
+        reserve(scene.world)
+        asked: list[str] = []
+
+        def knows_more(url: str, body: bytes) -> tuple[int, str]:
+            asked.append(url)
+            return 409, "999999\n"
+
+        publisher = scene.make()
+        publisher.post = knows_more
+        with pytest.raises(LogShrunk):
+            publisher.turn()
+        assert len(asked) == 1
+        with scene.world.db.reading() as session:
+            assert guard.state(session)["state"] == "halted"
+
+
 class TestStaleWitnesses:
     def test_after_an_hour_nothing_new_is_reserved_but_running_jobs_go_on(
         self, scene: Scene
