@@ -68,7 +68,7 @@ def _scores(saved: SavedAudit, values: np.ndarray, is_member: np.ndarray, path: 
         panel.hist(values[told], edges, alpha=0.55, color=colour, label=label)
     panel.set(xlabel="membership score, over all steps", ylabel="canaries")
     panel.set_title(f"{saved.report.job_id}: scores of {len(values)} public canaries", fontsize=10)
-    panel.legend()
+    panel.legend(loc="upper right")
     return _save(figure, path)
 
 
