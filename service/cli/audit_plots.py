@@ -68,7 +68,7 @@ def _scores(saved: SavedAudit, values: np.ndarray, is_member: np.ndarray, path: 
         panel.hist(values[told], edges, alpha=0.55, color=colour, label=label)
     panel.set(xlabel="membership score, over all steps", ylabel="canaries")
     panel.set_title(f"{saved.report.job_id}: scores of {len(values)} public canaries", fontsize=10)
-    panel.legend()
+    panel.legend(loc="upper right")
     return _save(figure, path)
 
 
@@ -92,7 +92,8 @@ def _roc(saved: SavedAudit, values: np.ndarray, is_member: np.ndarray, path: Pat
     figure.suptitle(
         f"AUC {roc.auc:.3f} (95 %: {roc.ci95[0]:.3f} to {roc.ci95[1]:.3f}), at most "
         f"{roc.ledger_max_auc:.3f} under epsilon {ledger.epsilon} at delta {ledger.delta} per "
-        f"{ledger.unit};\n{NEAR_CHANCE}",
+        f"{ledger.unit};\n{NEAR_CHANCE}.\nOne canary that stayed out is "
+        f"{1 / int((~is_member).sum()):.1%} of the lower axis: its far left is a matter of luck.",
         fontsize=10,
     )
     return _save(figure, path)
@@ -117,14 +118,16 @@ def _bounds(saved: SavedAudit, path: Path) -> Path:
             f"{rounded_down(value)} of at most {rounded_down(largest)}",
             (value, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9,
         )  # fmt: skip
-    panel.axvline(float(ledger.epsilon), color=LEDGER_COLOUR, linestyle="--")
+    claimed, width = float(ledger.epsilon), 1.15 * max(float(ledger.epsilon), run.largest_fdp)
+    panel.axvline(claimed, color=LEDGER_COLOUR, linestyle="--")
+    side = -1 if claimed > width / 2 else 1  # where there is room for its name
     panel.annotate(
         f"the ledger's epsilon {ledger.epsilon}",
-        (float(ledger.epsilon), len(methods) - 0.45), xytext=(4, 0),
-        textcoords="offset points", fontsize=9,
+        (claimed, len(methods) - 0.45), xytext=(4 * side, 0),
+        textcoords="offset points", ha="right" if side < 0 else "left", fontsize=9,
     )  # fmt: skip
     panel.set(yticks=range(len(methods)), yticklabels=[name for name, _, _ in methods])
-    panel.set(xlim=(0, 1.15 * max(float(ledger.epsilon), run.largest_fdp)), ylim=(-0.6, 2))
+    panel.set(xlim=(0, width), ylim=(-0.6, 2))
     panel.set_xlabel(f"lower bound on epsilon at delta {ledger.delta}, 95 % confidence")
     panel.set_title(
         f"{saved.report.job_id}, m = {saved.manifest.m}. A low bound is no evidence that epsilon "
