@@ -15,6 +15,7 @@ from service.auth.endpoints import router as api_keys
 from service.auth.subject import current_subject
 from service.bodies import BodyGuard
 from service.chat.endpoints import router as chat
+from service.dashboard.alert_endpoints import router as alert_pages
 from service.dashboard.approval_endpoints import router as approval_pages
 from service.dashboard.chat_endpoints import router as chat_pages
 from service.dashboard.endpoints import router as dashboard
@@ -87,6 +88,7 @@ OPEN: tuple[APIRouter, ...] = (
     approval_pages,
     chat_pages,  # before the buttons: /jobs/{job_id}/{verb}
     steer_pages,
+    alert_pages,
 )
 
 

@@ -18,6 +18,7 @@ from service.gauges import registry_of, write_gauges
 from service.jobs import leases, outbox, steering
 from service.ledger.publisher import Publisher
 from service.ledger.watch import Watch
+from service.operations.acknowledgements import end_what_is_over
 from service.settings import Settings
 from service.webhooks import deliveries
 
@@ -62,6 +63,7 @@ class Dispatcher:
             sent = self._guarded(self.send)
             if time.monotonic() >= reap_at:
                 self._guarded(self.reap)
+                self._guarded(self.look_at_known_alerts)
                 reap_at = time.monotonic() + reap_seconds
             if time.monotonic() >= sweep_at:
                 self._guarded(self.sweep)
@@ -121,6 +123,13 @@ class Dispatcher:
         outbox.clean(self.db)
         deliveries.forget_old(self.db)
         return len(taken)
+
+    def look_at_known_alerts(self) -> int:
+        """Ends acknowledgements of what is over, so that it is news when it comes back.
+
+        Where this process cannot see the API's data disk, an alert on it is news each time.
+        """
+        return end_what_is_over(self.db, self.settings.data_dir)
 
     def watch(self) -> int:
         """Checks the invariants, halts the ledger on a break, and writes the gauges."""

@@ -26,6 +26,7 @@ from service.jobs.lifecycle import TERMINAL, State
 from service.jobs.models import Job, JobEvent
 from service.ledger.access import PREFIX
 from service.ledger.models import Entry, LogHead
+from service.operations.acknowledgements import change_mark
 
 LOOK_SECONDS = 1.0
 BEAT_SECONDS = 15.0  # a comment, so that proxies keep the connection
@@ -38,7 +39,10 @@ LIVE = sorted(state.value for state in State if state not in TERMINAL)
 
 @dataclass(frozen=True)
 class Topic:
-    """All jobs and entries of a hospital, or one of its jobs; the workers too, if asked for."""
+    """All jobs and entries of a hospital, or one of its jobs.
+
+    If asked for, the workers too, and what admins acknowledge.
+    """
 
     tenant_id: str
     job_id: str | None = None
@@ -177,7 +181,7 @@ class Hub:
                 for topic in tenants[said[0]]:
                     found[topic] += repr(said)
             if any(topic.with_workers for topic in topics):
-                told = _of_workers(session)
+                told = _of_workers(session) + change_mark(session)
                 for topic in topics:
                     found[topic] += told if topic.with_workers else ""
         return found

@@ -27,6 +27,7 @@ PREFIXES = frozenset(
         "wh_",
         "whd_",
         "evt_",
+        "ack_",
     ]
 )
 

@@ -15,6 +15,7 @@ from service.fleet import models as fleet
 from service.idempotency import models as idempotency
 from service.jobs import models as jobs
 from service.ledger import models as ledger
+from service.operations import models as operations
 from service.populations import models as populations
 from service.sealing import models as sealing
 from service.tenants import models as tenants
@@ -46,6 +47,7 @@ __all__ = [
     "jobs",
     "ledger",
     "metadata",
+    "operations",
     "populations",
     "sealing",
     "tenants",

@@ -28,6 +28,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_]{1,40}")
 # Tables with the hospital in a column. People and keys have none of these policies: they are
 # read before anybody knows whose request it is.
 BY_TENANT = (
+    "alert_acknowledgement",
     "artifact",
     "budget_grant",
     "certificate",

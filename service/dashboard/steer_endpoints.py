@@ -67,12 +67,12 @@ def steer(
     def build(who: SignedIn) -> Response:
         visible_job(session, who.subject, job_id)
         if not is_own_form(signer, request, form_token):
-            return _told(who, OLD_FORM, f"/jobs/{job_id}", status=400)
+            return told(who, OLD_FORM, f"/jobs/{job_id}", status=400)
         try:
             VERBS[verb](session, who.subject, job_id)
         except StateConflict as conflict:
             session.rollback()
-            return _told(who, str(conflict), f"/jobs/{job_id}", status=409)
+            return told(who, str(conflict), f"/jobs/{job_id}", status=409)
         return RedirectResponse("/" if back == "overview" else f"/jobs/{job_id}", status_code=303)
 
     return answer_for(person, build, STEERERS)
@@ -104,11 +104,12 @@ def _drained(
     form_token: str,
 ) -> Response:
     if not is_own_form(signer, request, form_token):
-        return _told(who, OLD_FORM, "/", status=400)
+        return told(who, OLD_FORM, "/", status=400)
     if registry.drain(session, worker_id) is None:
-        return _told(who, "This worker is not there any more.", "/", status=404)
+        return told(who, "This worker is not there any more.", "/", status=404)
     return RedirectResponse("/", status_code=303)
 
 
-def _told(who: SignedIn, problem: str, back: str, *, status: int) -> Response:
+def told(who: SignedIn, problem: str, back: str, *, status: int) -> Response:
+    """Why nothing was done, with a way back."""
     return page("told.html", status=status, person=who, problem=problem, back=back)

@@ -43,13 +43,14 @@ def canonical_decimal(text: str) -> str:
 DecimalText = Annotated[ExactDecimalText, AfterValidator(canonical_decimal)]
 
 
-def _is_plain_text(text: str) -> str:
+def plain_text(text: str) -> str:
+    """The text, unless it holds control characters other than line breaks."""
     if any(unicodedata.category(char) in ("Cc", "Cs") and char != "\n" for char in text):
         raise PydanticCustomError("plain_text", "Write plain text without control characters.")
     return text
 
 
-PersonalText = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_is_plain_text)]
+PersonalText = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(plain_text)]
 
 
 class StrictModel(BaseModel):

@@ -1,14 +1,17 @@
 """What needs a person now: each alert with its cause and what to do about it.
 
-Read from rows at the moment of asking; nothing is stored, so an alert ends with its cause.
+Read from rows at the moment of asking; no alert is stored, so it ends with its cause. What a
+person said about one is (`acknowledgements`).
 Alerts on the ledger, workers, broker and disk are of the whole installation; those on jobs and
 budgets are of the reader's hospital.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,21 +39,46 @@ UNREAPED_SECONDS = 120
 UNSENT_SECONDS = 60
 AUDIT_DAYS = 7
 BUDGET_SHARE = 0.8
+BUDGET_DEGREES = (0.9, 0.95, 0.99)  # each one is news again
 DISK_SHARE = 0.1
+DISK_DEGREES = (0.05, 0.02, 0.01)
 NAMED_MAX = 5
 Level = Literal["error", "warn"]
 LIVE = STATES - TERMINAL
 
 
 @dataclass(frozen=True, kw_only=True)
+class Acknowledged:
+    """Who knows of an alert; `by` is a person's id, `at` in microseconds."""
+
+    by: str
+    at: int
+    note: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Alert:
-    """`subject` is an id or code that a link can lead to; empty for the whole installation."""
+    """`subject` is an id or code that a link can lead to; empty for the whole installation.
+
+    Two alerts are the same one as long as code, subject and `about` are: `about` tells
+    episodes of one subject apart (which silence of a worker, which attempt of a job), where
+    rows tell them. `degree` grows as the same one gets worse.
+    """
 
     code: str
     level: Level
     subject: str
     cause: str
     advice: str
+    about: str = ""
+    degree: int = 0
+    acknowledged: Acknowledged | None = None
+
+    @property
+    def id(self) -> str:
+        """The same in every process, as long as the cause stands."""
+        told = "\0".join((self.code, self.subject, self.about)).encode()
+        return f"alert_{hashlib.sha256(told).hexdigest()[:32]}"
 
 
 def alerts_of(session: Session, subject: Subject, fleet: Fleet, data_dir: Path) -> list[Alert]:
@@ -72,7 +100,17 @@ def alerts_of(session: Session, subject: Subject, fleet: Fleet, data_dir: Path) 
 
 
 def alert_answer(alert: Alert) -> dict[str, Any]:
-    return asdict(alert)
+    """As the API shows it. Times in Unix seconds."""
+    shown = asdict(alert)
+    del shown["about"], shown["degree"]
+    if alert.acknowledged is not None:
+        shown["acknowledged"]["at"] //= SECOND
+    return {"id": alert.id, **shown}
+
+
+def _degree(is_worse: Iterable[bool]) -> int:
+    """How many of the steps beyond the first threshold were passed."""
+    return sum(is_worse)
 
 
 def _of_ledger(session: Session) -> Iterator[Alert]:
@@ -85,6 +123,7 @@ def _of_ledger(session: Session) -> Iterator[Alert]:
             cause=f"The ledger is halted ({told['reason']}): nothing is reserved or charged.",
             advice="Run rldp ledger anomalies. Restore the newest backup, or let two stewards "
             "settle the loss: rldp ledger recover.",
+            about=str(told["reason"]),
         )
     elif told["state"] == "stale":
         yield Alert(
@@ -107,6 +146,7 @@ def _of_workers(fleet: Fleet) -> Iterator[Alert]:
                 cause=f"A worker on {line.worker.device} was last heard of "
                 f"{line.heard_seconds} s ago and said no goodbye.",
                 advice="Look at its host. Its job goes to another worker when its lease ends.",
+                about=str(line.worker.heard_at),
             )
 
 
@@ -144,6 +184,7 @@ def _of_leases(session: Session, subject: Subject, now: int) -> Iterator[Alert]:
             subject=job.id,
             cause="Its worker's lease ended over two minutes ago and nobody took the job back.",
             advice="The dispatcher does that: see whether one runs.",
+            about=str(job.epoch),
         )
 
 
@@ -161,6 +202,7 @@ def _of_attempts(session: Session, subject: Subject) -> Iterator[Alert]:
                 cause=f"{failed} attempts of it ended badly, the last one by "
                 f"{job.last_failure_code}.",
                 advice="Open the job, and see the advice for this reason under Failures.",
+                degree=failed,
             )
         elif job.last_failure_code == Reason.LEASE_EXPIRED:
             yield Alert(
@@ -169,6 +211,7 @@ def _of_attempts(session: Session, subject: Subject) -> Iterator[Alert]:
                 subject=job.id,
                 cause="Its worker was not heard of in time; another attempt takes over.",
                 advice="Look at that worker's load, and at its way to the database.",
+                about=str(job.attempt - (job.state in LEASED)),
             )
 
 
@@ -184,13 +227,14 @@ def _of_audits(session: Session, subject: Subject, now: int) -> Iterator[Alert]:
         .order_by(JobAudit.created_at.desc())
         .limit(NAMED_MAX)
     )
-    for job_id in dict.fromkeys(session.scalars(failed)):
+    for job_id, attempts in Counter(session.scalars(failed)).items():
         yield Alert(
             code="audit_failed",
             level="error",
             subject=job_id,
             cause="The attack on this job's own noise succeeded. The attempt charged nothing.",
             advice="Drain its worker and keep the machine as it is; rldp audit JOB tries again.",
+            degree=attempts,
         )
 
 
@@ -206,6 +250,7 @@ def _of_controls(data_dir: Path) -> Iterator[Alert]:
                 "every job's audit is INCONCLUSIVE.",
                 advice="Run rldp audit --controls on such a worker: it says what is in the way. "
                 "Workers try again after an hour.",
+                about=fault.device,
             )
             continue
         told = (
@@ -221,6 +266,8 @@ def _of_controls(data_dir: Path) -> Iterator[Alert]:
             "passes there.",
             advice="Do not rely on audits of this release. Run rldp audit --controls on such a "
             "worker once more; if it fails again, go back to the release before.",
+            about=fault.device,
+            degree=len(fault.missing),
         )
 
 
@@ -237,6 +284,8 @@ def _of_budgets(session: Session, subject: Subject) -> Iterator[Alert]:
                 subject=codes[population],
                 cause=f"{share:.0%} of the {block} block's limit is spent or held.",
                 advice="Jobs that need more are refused. Two stewards can sign a larger limit.",
+                about=block,
+                degree=_degree(share >= step for step in BUDGET_DEGREES),
             )
 
 
@@ -269,4 +318,5 @@ def _of_disk(data_dir: Path) -> Iterator[Alert]:
             subject="",
             cause=f"{usage.free // 2**30} GiB of the API's data disk are free, below a tenth.",
             advice="Checkpoints and uploads lie there: enlarge it, or let retention erase uploads.",
+            degree=_degree(usage.free < step * usage.total for step in DISK_DEGREES),
         )

@@ -18,6 +18,7 @@ from service.jobs.models import Job, JobEvent
 from service.jobs.repository import visible_jobs
 from service.jobs.steering import DAY
 from service.jobs.transitions import SECOND
+from service.operations.acknowledgements import with_acknowledgements
 from service.operations.alerts import Alert, alert_answer, alerts_of
 from service.operations.failures import FailureGroup, failure_groups, failures_answer
 from service.operations.fleet import Fleet, fleet_of
@@ -57,12 +58,22 @@ class Summary:
     failures: tuple[FailureGroup, ...]
     events: tuple[JobEvent, ...]
 
+    @property
+    def unknown_alerts(self) -> tuple[Alert, ...]:
+        """What nobody has acknowledged: the strip."""
+        return tuple(alert for alert in self.alerts if alert.acknowledged is None)
+
+    @property
+    def known_alerts(self) -> tuple[Alert, ...]:
+        return tuple(alert for alert in self.alerts if alert.acknowledged is not None)
+
 
 def summary_of(session: Session, subject: Subject, data_dir: Path) -> Summary:
     """What an admin needs to see first."""
     fleet = fleet_of(session, subject)
+    alerts = alerts_of(session, subject, fleet, data_dir)
     return Summary(
-        alerts=tuple(alerts_of(session, subject, fleet, data_dir)),
+        alerts=tuple(with_acknowledgements(session, subject, alerts)),
         counts=_counts(session, subject),
         fleet=fleet,
         failures=tuple(failure_groups(session, subject)),

@@ -224,6 +224,7 @@ class TestEachOperation:
             "pause",
             "resume",
             "drain",
+            "acknowledgement",
             "completions",  # it makes nothing
         }
         for path, method, operation in secured(served):

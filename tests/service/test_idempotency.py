@@ -83,6 +83,7 @@ NATURALLY_ONCE = {
     "/v1/ledger/recoveries/{recovery_id}/approvals",
     "/v1/ledger/entries/{idx}/redactions",
     "/v1/ledger/forecast",
+    "/v1/operations/alerts/{alert_id}/acknowledgement",
     "/v1/workers/{worker_id}/drain",
     "/v1/chat/completions",
 }

@@ -102,6 +102,7 @@ MATRIX: dict[tuple[str, str], str] = {
     ("GET", f"{HOOK}/deliveries"): "steward",
     ("POST", f"{HOOK}/deliveries/{{delivery_id}}/replay"): "steward",
     ("GET", "/v1/operations"): "admin",
+    ("POST", "/v1/operations/alerts/{alert_id}/acknowledgement"): "admin",
     ("GET", "/v1/workers"): "admin",
     ("POST", "/v1/workers/{worker_id}/drain"): "admin",
     ("GET", "/v1/queue"): "steward admin",
