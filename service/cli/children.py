@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Longer than clients and proxies keep an idle connection. Were it as long, as with the usual 5 s,
+# both would now and then close and use one at the same moment, and a request would get no answer.
+KEEP_ALIVE_SECONDS = 75
+
 
 def run_api() -> None:
     """Serves HTTP on `settings.bind`.
@@ -50,6 +54,7 @@ def run_api() -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=5,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
 
     class Server(uvicorn.Server):

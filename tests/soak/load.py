@@ -169,6 +169,8 @@ def uploader(person: Person) -> str:
 def auditor(person: Person) -> str:
     """Reads the ledger; now and then the whole bundle, a statement, or the entries as CSV."""
     load, turn = person.load, person.count
+    if load.ground is None and not load.jobs:
+        return "wait for a first entry"
     if turn % 60 == 0:
         path = load.folder / "bundle.zip"
         person.client.download_when_ready("auditor", "/ledger/bundle", path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -108,6 +109,23 @@ def test_first_start_makes_keys_once_and_sigterm_stops_every_process(site: Up) -
     with site.running("--keys-file", str(site.keys_file)):
         assert site.keys_file.read_text() == before
     assert "First start" not in site.log.read_text().partition("Stopped.")[2]
+
+
+def test_an_idle_connection_outlives_the_patience_of_clients(site: Up) -> None:
+    """httpx, and so the openai client, drops one after 5 s; to use it then must not fail."""
+    with site.running():
+        wire = http.client.HTTPConnection("127.0.0.1", site.port, timeout=SOON)
+        for pause in (0.0, 7.0):
+            time.sleep(pause)
+            if wire.sock is None:
+                wire.connect()
+            used = wire.sock
+            wire.request("GET", "/healthz")
+            answer = wire.getresponse()
+            answer.read()
+            assert answer.status == 200
+            assert wire.sock is used, "the same connection"
+        wire.close()
 
 
 def test_a_dead_child_is_started_again(site: Up) -> None:
