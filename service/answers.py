@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.jobs.lifecycle import OPENAI_STATUS, STATES
+from service.metrics import ReleaseClass
 from service.openapi import Answers
 
 Schema = dict[str, Any]
@@ -127,7 +128,7 @@ _JOB: dict[str, Schema] = {
             "target_modules": {"anyOf": [TEXTS, _always("auto")]},
         }
     ),
-    "progress": _PROGRESS,
+    "progress": _ref("FineTuningJobProgress"),
     "audit": _or_null(ANYTHING),
     "release": _object({"state": TEXT}),
 }
@@ -140,6 +141,17 @@ _EVENT: dict[str, Schema] = {
     "type": TEXT,
     "data": ANYTHING,
 }
+_SERIES = _object(
+    {
+        "name": TEXT,
+        "class": {"enum": sorted(each.value for each in ReleaseClass)},
+        "group": _or_null(TEXT),
+        "points": {
+            "type": "array",
+            "items": {"type": "array", "prefixItems": [WHOLE, DECIMAL], "items": False},
+        },
+    }
+)
 _CHECKPOINT: dict[str, Schema] = {
     "object": _always("fine_tuning.job.checkpoint"),
     "id": TEXT,
@@ -186,6 +198,8 @@ _SCHEMAS: dict[str, Schema] = {
     "FineTuningJob": _object(_JOB),
     "FineTuningJobReceipted": _object({**_JOB, "receipts": _RECEIPTS}),
     "FineTuningJobList": _list_of("FineTuningJob"),
+    "FineTuningJobProgress": _PROGRESS,
+    "FineTuningJobSeries": _SERIES,
     "FineTuningJobEvent": _object(_EVENT),
     "FineTuningJobEventList": _list_of("FineTuningJobEvent"),
     "FineTuningJobCheckpoint": _object(_CHECKPOINT),

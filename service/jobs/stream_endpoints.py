@@ -115,7 +115,9 @@ def message(kind: str, data: dict[str, Any], cursor: str | None = None) -> str:
 
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
-    **openapi.files("text/event-stream"),
+    **openapi.events(
+        state="FineTuningJob", progress="FineTuningJobProgress", metric="FineTuningJobSeries"
+    ),
     204: {"description": "The job has ended and the caller has been told everything."},
 }
 
@@ -146,7 +148,7 @@ async def stream_job(
 
     return StreamingResponse(
         _messages(hub, topic, subject.principal_id, look),
-        media_type="text/event-stream",
+        media_type=openapi.EVENT_STREAM,
         headers={"X-Accel-Buffering": "no", "Cache-Control": "no-store"},
     )
 

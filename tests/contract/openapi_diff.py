@@ -132,7 +132,10 @@ class Comparison:
                 if kind not in new.get("content", {}):
                     yield f"{where}: {kind} is gone"
                     continue
-                yield from self._told(where, media["schema"], new["content"][kind]["schema"])
+                for key in ("schema", "itemSchema"):  # of the whole, of each event of a stream
+                    if key in media:
+                        told = new["content"][kind].get(key, {})
+                        yield from self._told(where, media[key], told)
 
     def _asked(self, where: str, before: Any, after: Any, depth: int = 0) -> Iterator[str]:
         """What clients send: everything they may send now they may send then."""

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from schemathesis import checks as built_in
 from schemathesis.specs.openapi import checks as openapi_checks
 
+from service import hub as hubs
 from service.app import create_app
 from service.auth.keys import issue_key
 from service.database import Database
@@ -83,7 +84,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             rate_limit_per_minute=0,
             rate_limit_tenant_per_minute=0,
         )
-        with TestClient(create_app(chosen, db), raise_server_exceptions=False) as client:
+        with (
+            pytest.MonkeyPatch.context() as short,
+            TestClient(create_app(chosen, db), raise_server_exceptions=False) as client,
+        ):
+            short.setattr(hubs, "AGE_SECONDS", 0.2)  # a job that never ends has a stream that does
+            short.setattr(hubs, "BEAT_SECONDS", 0.1)
+            short.setattr(hubs, "LOOK_SECONDS", 0.02)
             yield Site(client=client, keys=keys, ids=_things(client, keys, world, file_id, version))
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from service import hub as hubs
 from service.jobs import leases, runtime
@@ -100,6 +101,22 @@ def test_a_job_is_told_from_its_state_to_its_end_as_the_routes_answer_it(site: S
     answered = site.call("GET", f"{whole}/metrics").json()["series"]
     assert told == {(s["name"], s["group"], s["class"]): s["points"] for s in answered}
     assert len(told) == 3, "each point once, the late one of a step too"
+    documented(site, said)
+
+
+def documented(site: Site, said: list[Message]) -> None:
+    """Every message is one that the OpenAPI document describes, and each kind is there."""
+    document = site.client.app.openapi()  # type: ignore[attr-defined]
+    answer = document["paths"][f"{JOBS}/{{job_id}}/stream"]["get"]["responses"]["200"]
+    kinds = answer["content"]["text/event-stream"]["itemSchema"]["oneOf"]
+    shapes = {
+        kind["properties"]["event"]["const"]: kind["properties"]["data"]["contentSchema"]
+        for kind in kinds
+    }
+    assert {kind for kind, *_ in said} == set(shapes)
+    for kind, data, _ in said:
+        whole = {**shapes[kind], "components": document["components"]}
+        Draft202012Validator(whole).validate(data)
 
 
 def test_it_goes_on_where_the_caller_left_off(site: Site) -> None:
