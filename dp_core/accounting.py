@@ -117,14 +117,25 @@ def limit_pico(epsilon: str, delta: str, alpha: int) -> int:
 
 def epsilon_of_pico(spent_pico: int, delta: str, alpha: int) -> Decimal:
     """(epsilon, delta) conversion of an RDP spend at one order, rounded up to 4 digits."""
+    return _shown(_epsilon(spent_pico, delta, alpha))
+
+
+def _epsilon(spent_pico: int, delta: str, alpha: int) -> mpmath.mpf:
     with mpmath.workdps(WORKING_DIGITS):
-        epsilon = (
-            mpmath.mpf(spent_pico) / PICO
-            + mpmath.log1p(-mpmath.mpf(1) / alpha)
-            - mpmath.log(mpmath.mpf(delta) * alpha) / (alpha - 1)
-        )
-        text = mpmath.nstr(max(epsilon, mpmath.mpf(0)), 30)
-    return round_up(Decimal(text))
+        return mpmath.mpf(spent_pico) / PICO + _conversion(delta, alpha)
+
+
+@lru_cache(maxsize=4096)
+def _conversion(delta: str, alpha: int) -> mpmath.mpf:
+    """What the conversion adds at one order whatever was spent; two logarithms, so kept."""
+    with mpmath.workdps(WORKING_DIGITS):
+        log_term = mpmath.log(mpmath.mpf(delta) * alpha) / (alpha - 1)
+        return mpmath.log1p(-mpmath.mpf(1) / alpha) - log_term
+
+
+def _shown(epsilon: mpmath.mpf) -> Decimal:
+    with mpmath.workdps(WORKING_DIGITS):
+        return round_up(Decimal(mpmath.nstr(max(epsilon, mpmath.mpf(0)), 30)))
 
 
 def round_up(value: Decimal) -> Decimal:
@@ -147,7 +158,7 @@ def epsilon_of_curve(curve: Sequence[int], delta: str) -> str:
     if not any(curve):
         return "0"
     orders = range(ORDER_MIN, ORDER_MAX + 1)
-    return str(min(epsilon_of_pico(s, delta, a) for s, a in zip(curve, orders, strict=True)))
+    return str(_shown(min(_epsilon(s, delta, a) for s, a in zip(curve, orders, strict=True))))
 
 
 def epsilon_so_far(
