@@ -28,13 +28,13 @@ def note(name: str, text: object) -> None:
     (Settings().data_dir / name).write_text(str(text))
 
 
-def charge(db: Database, job: str, epoch: int) -> None:
+def charge(db: Database, job: str, epoch: int, steps: int = 10) -> int:
     with db.transaction() as session:
         runtime.fence(session, job, epoch)
         number = ledger.position(session, job_id=job, epoch=epoch).next_chunk
-        ledger.charge_window(
-            session, job_id=job, epoch=epoch, charge=lw.window(number, epoch=epoch)
-        )
+        window = lw.window(number, epoch=epoch, steps=steps)
+        ledger.charge_window(session, job_id=job, epoch=epoch, charge=window)
+    return number
 
 
 def train(db: Database, job: str, epoch: int) -> int:
@@ -102,12 +102,14 @@ def leave(db: Database, job: str, epoch: int) -> int:
 
 
 def charge_on(db: Database, job: str, epoch: int) -> int:
-    """Charges window after window; a pause that comes in between shuts it out."""
+    """Charges window after window, for 10 s; a pause that comes in between shuts it out."""
     note("started", os.getpid())
     try:
         while True:
-            charge(db, job, epoch)
-            time.sleep(0.05)
+            number = charge(db, job, epoch, steps=1)
+            with db.transaction() as session:
+                ledger.finish_window(session, job_id=job, epoch=epoch, window=number, steps_run=1)
+            time.sleep(0.25)
     except FencedOut:
         return 10
 
