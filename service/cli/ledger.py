@@ -76,6 +76,22 @@ def budgets(as_csv: Csv = False, url: Url = DEFAULT_URL, key_file: KeyFile = Non
     _list(url, key_file, "/budgets", as_csv)
 
 
+@app.command("history")
+def history(
+    population: Annotated[str, typer.Argument(help="Its id, pop_….")],
+    days: Annotated[int, typer.Option(help="How many days back.")] = 90,
+    as_csv: Csv = False,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+) -> None:
+    """How the budget was used up over time, and until when it lasts at this pace."""
+    path = f"/budgets/{population}/history"
+    if as_csv:
+        typer.echo(_client(url, key_file).get(path, days=days, format="csv").text, nl=False)
+    else:
+        _show(url, key_file, path, days=days)
+
+
 @app.command("entries")
 def entries(
     population: Population = None,

@@ -18,6 +18,7 @@ from service.certificates.facts import sections_of
 from service.certificates.label import label_facts
 from service.certificates.service import visible_certificate
 from service.dashboard.ledger_page import check_page, filtered_entries, ledger_page, visible_head
+from service.dashboard.population_page import population_page
 from service.dashboard.reader import ReaderDep
 from service.dashboard.rendering import page
 from service.dashboard.sessions import SignedIn
@@ -25,6 +26,7 @@ from service.dependencies import PublisherDep, ReadDep
 from service.errors import CursorInvalid, NotFound
 from service.jobs.errors import JobNotFound
 from service.ledger import bundle
+from service.ledger.burn_down import DAYS_MAX
 from service.ledger.errors import LedgerNotFound
 from service.ledger.schemas import EntryQuery
 from service.logged_reads import LoggedRoute
@@ -43,6 +45,25 @@ def show_ledger(
     return answer_for(
         person,
         lambda who: page("ledger.html", person=who, shown=ledger_page(session, who.subject, query)),
+    )
+
+
+@router.get("/populations/{population_id}")
+def show_population(
+    population_id: str,
+    person: ReaderDep,
+    session: ReadDep,
+    days: Annotated[int, Query(ge=1, le=DAYS_MAX)] = 30,
+) -> Response:
+    """One population: its budget, how it was used up, its newest entries."""
+    return answer_for(
+        person,
+        lambda who: page(
+            "population.html",
+            person=who,
+            shown=population_page(session, who.subject, population_id, days=days),
+        ),
+        READERS | {"admin"},
     )
 
 

@@ -16,7 +16,7 @@ from service.certificates.service import visible_certificate
 from service.csv_rows import csv_answer
 from service.dependencies import PublisherDep, ReadDep, SessionDep, VaultDep
 from service.idempotency.once import OnceDep
-from service.ledger import approvals, bundle, grants, receipts, releases, repository
+from service.ledger import approvals, bundle, burn_down, grants, receipts, releases, repository
 from service.ledger.errors import LedgerNotFound
 from service.ledger.models import BudgetGrant, Entry, ReleaseRequest
 from service.ledger.publisher import Publisher
@@ -28,6 +28,7 @@ from service.ledger.schemas import (
     EntryQuery,
     GrantCreate,
     GrantQuery,
+    HistoryQuery,
     LedgerReader,
     ProposalReader,
     ReleaseCreate,
@@ -75,6 +76,20 @@ def get_budget(
     if query.as_of is not None:
         return _budget(session, budget_as_of(session, population_id, query.as_of))
     return _budget(session, epsilon_limits(session, population_id))
+
+
+@router.get("/budgets/{population_id}/history")
+def get_budget_history(
+    population_id: str,
+    subject: BudgetReader,
+    session: ReadDep,
+    query: Annotated[HistoryQuery, Query()],
+) -> Any:
+    """How the budget was used up by the minute, hour or day, and until when it lasts."""
+    population = repository.visible_population(session, subject.tenant_id, population_id)
+    found = burn_down.burn_down(session, population, days=query.days)
+    shown = burn_down.to_dict(population, found)
+    return csv_answer(shown | {"has_more": False}) if query.format == "csv" else shown
 
 
 def _budget(session: Session, budget: PopulationBudget) -> dict[str, Any]:

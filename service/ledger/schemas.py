@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from service.auth.subject import Subject, require_role
 from service.exact_json import DecimalText as ExactDecimalText
+from service.ledger.burn_down import DAYS_MAX
 from service.ledger.disclosures import LegalGround
 from service.listing import ListQuery
 
@@ -119,6 +120,13 @@ class BudgetQuery(StrictModel):
     """Balances now, or as they stood after the entry of this index."""
 
     as_of: int | None = Field(default=None, ge=0, lt=2**53)
+
+
+class HistoryQuery(StrictModel):
+    """How many days back, and in which form."""
+
+    days: int = Field(default=90, ge=1, le=DAYS_MAX)
+    format: Literal["json", "csv"] = "json"
 
 
 class LogQuery(StrictModel):

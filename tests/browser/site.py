@@ -90,6 +90,7 @@ def pages_of(site: Site) -> dict[str, tuple[tuple[str, str], ...]]:
         "auditor": (
             ("auditor-overview", "/"),
             ("ledger", "/ledger"),
+            ("population", f"/populations/{scene.world.population}"),
             ("check", f"/ledger/jobs/{scene.released}/check"),
             ("certificate", f"/certificates/{scene.released}"),
             ("refusals", "/ledger/refusals"),

@@ -45,6 +45,7 @@ MATRIX: dict[tuple[str, str], str] = {
     ("GET", "/v1/populations/{population_id}"): READERS,
     ("GET", "/v1/budgets"): EVERYONE,
     ("GET", "/v1/budgets/{population_id}"): EVERYONE,
+    ("GET", "/v1/budgets/{population_id}/history"): EVERYONE,
     ("POST", "/v1/grants"): "steward",
     ("GET", "/v1/grants"): "steward auditor",
     ("GET", "/v1/grants/{grant_id}"): "steward auditor",

@@ -117,6 +117,12 @@ class TestQuestions:
         code, text = rldp(command)
         assert code == 0 and json.loads(text.splitlines()[0])["id"]
 
+    def test_a_history_as_json_and_as_a_table(self, rldp: Caller, desk: Desk) -> None:
+        asked = ("history", desk.names["population"], "--days", "7")
+        shown = json.loads(rldp(*asked)[1])["data"][-1]
+        table = list(csv.DictReader(io.StringIO(rldp(*asked, "--csv")[1])))[-1]
+        assert table["spent_pico"] == shown["spent_pico"] != "0"
+
     def test_consistency_between_a_checkpoint_and_itself(self, rldp: Caller) -> None:
         size = str(json.loads(rldp("checkpoint")[1])["size"])
         assert json.loads(rldp("consistency", size, size)[1])["path"] == []

@@ -20,6 +20,7 @@ from tests.service.ledger import world as w
 READ_ROUTES = {
     "/v1/budgets": {"submitter", "steward", "auditor", "admin"},
     "/v1/budgets/{population}": {"submitter", "steward", "auditor", "admin"},
+    "/v1/budgets/{population}/history": {"submitter", "steward", "auditor", "admin"},
     "/v1/grants": {"steward", "auditor"},
     "/v1/grants/{grant}": {"steward", "auditor"},
     "/v1/releases": {"steward", "auditor"},
@@ -232,6 +233,28 @@ class TestBudgets:
         assert now["spent_pico"] != "0"
         beyond = reading.get("/v1/budgets/{population}", as_of=10**6)
         assert code_of(beyond) == (404, "not_found")
+
+    def test_the_history_ends_with_the_balance_and_is_no_guarantee(self, reading: Desk) -> None:
+        now = reading.get("/v1/budgets/{population}").json()
+        told = reading.get("/v1/budgets/{population}/history").json()
+        assert (told["unit"], told["guarantee"]) == ("minute", False)
+        last = told["data"][-1]
+        names = ("spent_pico", "held_pico", "free_pico")
+        assert [last[name] for name in names] == [now[name] for name in names]
+        assert last["limit_pico"] == now["limit"]["pico"]
+        assert told["pace"] == [{"block": "train", "spent_pico_per_day": None, "used_up_at": None}]
+
+    def test_the_history_as_csv_has_the_same_rows(self, reading: Desk) -> None:
+        answer = reading.get("/v1/budgets/{population}/history", format="csv", days=7)
+        rows = list(csv.DictReader(io.StringIO(answer.text)))
+        assert rows[-1] == reading.get("/v1/budgets/{population}/history").json()["data"][-1] | {
+            "at": rows[-1]["at"]
+        }
+
+    @pytest.mark.parametrize("days", [0, 367, "x"])
+    def test_a_history_of_no_or_too_many_days_is_refused(self, reading: Desk, days: Any) -> None:
+        answer = reading.get("/v1/budgets/{population}/history", days=days)
+        assert answer.status_code == 422 and "days" in answer.text
 
 
 class TestEntries:
