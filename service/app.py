@@ -47,6 +47,7 @@ from service.operations.endpoints import router as operations
 from service.populations.endpoints import router as populations
 from service.problems import install_handlers
 from service.settings import Settings
+from service.traces import open_traces
 from service.webhooks.endpoints import router as webhooks
 
 TITLE = "rldp"
@@ -124,7 +125,9 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
         BodyGuard, upload_bytes_max=settings.upload_bytes_max, too_large_page=too_large_page
     )
     app.state.metrics = registry_of(app.state.database)
-    app.add_middleware(Edge, seconds=http_seconds(app.state.metrics))  # last, hence outermost
+    app.state.traces = open_traces(settings, "api")
+    seconds = http_seconds(app.state.metrics)
+    app.add_middleware(Edge, seconds=seconds, traces=app.state.traces)  # last, hence outermost
     return app
 
 
@@ -137,6 +140,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     if getattr(app.state, "speaker", None) is not None:
         app.state.speaker.close()
+    await asyncio.to_thread(app.state.traces.close)
     if app.state.owns_database:
         app.state.database.dispose()
 

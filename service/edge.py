@@ -6,13 +6,14 @@ import logging
 import time
 
 from prometheus_client import Histogram
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import rate_limits, row_fence
 from service.logs import frames_of
 from service.problems import internal_error, problem_response, request_id_of
 from service.routes import route_template
+from service.traces import Traces
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -44,14 +45,14 @@ class Edge:
     place; its text, which may quote a row, goes nowhere.
     """
 
-    def __init__(self, app: ASGIApp, seconds: Histogram) -> None:
-        self._app, self._seconds = app, seconds
+    def __init__(self, app: ASGIApp, seconds: Histogram, traces: Traces) -> None:
+        self._app, self._seconds, self._traces = app, seconds, traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.monotonic()
+        started, began = time.monotonic(), time.time_ns()
         status: int | None = None
 
         async def dressed(message: Message) -> None:
@@ -78,6 +79,7 @@ class Edge:
         access_log.info("request", extra=fields)
         labels = (str(fields[name]) for name in ("route", "method", "status"))
         self._seconds.labels(*labels).observe(time.monotonic() - started)
+        self._traces.request(fields, began, Headers(scope=scope).get("traceparent"))
 
 
 def _log_failure(error: Exception, fields: dict[str, object]) -> None:

@@ -60,6 +60,7 @@ class Settings(BaseSettings):
     tsa_certificates: Path | None = None
     chat: bool = True
     metrics_bind: str = "127.0.0.1:9464"
+    otel_endpoint: str = Field(default="", pattern=r"^(https?://[^/?#\s]+[^?#\s]*)?$")
     oidc_issuer: str = ""
     oidc_audience: str = ""
     oidc_jwks: str = ""

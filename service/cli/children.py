@@ -19,6 +19,7 @@ import typer
 
 from service.logs import configure_logging, logging_configuration
 from service.settings import Settings
+from service.traces import TracesUnavailable, open_traces
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -43,6 +44,7 @@ def run_api() -> None:
 
     settings = Settings()
     host, port = bind_of(settings)
+    require_traces(settings)
     configure_logging()
     app = create_app(settings)
     serve_metrics(settings, app.state.metrics)
@@ -89,6 +91,18 @@ def serve_metrics(settings: Settings, registry: CollectorRegistry) -> None:
         if settings.environment == "production":
             raise typer.BadParameter("RLDP_METRICS_BIND is taken or no address here.") from None
         logger.warning("no metrics: port taken", extra={"code": "metrics_port_taken"})
+
+
+def require_traces(settings: Settings) -> None:
+    """Refuses to start without what the settings ask for, rather than to trace nothing.
+
+    Raises:
+        typer.BadParameter: the extra `otel` is not installed.
+    """
+    try:
+        open_traces(settings, "check").close()
+    except TracesUnavailable as missing:
+        raise typer.BadParameter(str(missing)) from None
 
 
 def bind_of(settings: Settings) -> tuple[str, int]:
@@ -157,6 +171,7 @@ def run_worker_process() -> None:
 
         help_forever(settings)
         return
+    require_traces(settings)
     from service.worker.celery_app import run_worker
 
     run_worker(settings)

@@ -23,6 +23,7 @@ from celery.signals import (
 from service.database import Database
 from service.ids import new_id
 from service.settings import Settings
+from service.traces import open_traces
 from service.worker.launch import die_with_parent
 from service.worker.tasks import RING, Command, Slot
 
@@ -102,6 +103,7 @@ def make_worker(settings: Settings, command: Command | None = None) -> Celery:
             settings=settings,
             worker_id=new_id("wk_"),
             command=command,
+            traces=open_traces(settings, "worker"),
         )
         holder["slot"] = slot
         threading.Thread(target=slot.work_forever, name="attempts", daemon=True).start()

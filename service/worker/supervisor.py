@@ -24,6 +24,7 @@ from service.database import Database
 from service.jobs.leases import Claim, Hold, fail_attempt, hold_of, renew_lease
 from service.jobs.lifecycle import LEASED, WITH_ADAPTER, Reason, State
 from service.settings import Settings
+from service.traces import NoTraces, Traces
 from service.worker.exit_codes import ExitCode, failure_of
 from service.worker.processes import (
     LEAVE_NOTE,
@@ -68,14 +69,26 @@ class Supervisor:
     claim: Claim
     command: Sequence[str] | None = None
     poll_seconds: float = POLL_SECONDS
+    traces: Traces = field(default_factory=NoTraces)
     stop: threading.Event = field(default_factory=threading.Event)
     _leave_by: float | None = None
+    _given_up_for: Reason | None = None
 
     def run(self) -> State | None:
         """Starts the trainer and stays until it and the attempt are over.
 
         Returns the state in which the job was left; None if it belongs to another attempt.
         """
+        began = time.time_ns()
+        state: State | None = None
+        try:
+            state = self._run()
+            return state
+        finally:
+            told = {**self._context(), "state": state, "code": self._given_up_for}
+            self.traces.attempt(told, began)
+
+    def _run(self) -> State | None:
         with tempfile.TemporaryDirectory(prefix="rldp-attempt-") as folder:
             note = Path(folder) / "leave"
             process = self._start(note)
@@ -210,6 +223,7 @@ class Supervisor:
                 time.sleep(self.poll_seconds)
                 continue
             logger.info("attempt ended", extra={**self._context(), "code": reason.value})
+            self._given_up_for = reason
             return state
 
     def _wait_for_look(self) -> Hold:

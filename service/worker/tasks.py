@@ -19,6 +19,7 @@ from service.database import Database
 from service.fleet import registry
 from service.jobs.leases import Claim, claim
 from service.settings import Settings
+from service.traces import NoTraces, Traces
 from service.worker.controls import IdleControls, are_wanted
 from service.worker.device import device_name
 from service.worker.supervisor import Supervisor
@@ -49,6 +50,7 @@ class Slot:
     settings: Settings
     worker_id: str
     command: Command | None = None  # in tests, in place of the trainer
+    traces: Traces = field(default_factory=NoTraces)
     stop: threading.Event = field(default_factory=threading.Event)
     occupied: threading.Event = field(default_factory=threading.Event)  # while an attempt runs
     _busy: threading.Lock = field(default_factory=threading.Lock)
@@ -102,6 +104,7 @@ class Slot:
                 worker_id=self.worker_id,
                 claim=claimed,
                 command=None if self.command is None else self.command(claimed),
+                traces=self.traces,
                 stop=self.stop,
             ).run()
         finally:
@@ -115,6 +118,7 @@ class Slot:
             self._busy.release()
         with suppress(SQLAlchemyError):  # it will be called deaf instead
             registry.leave(self.db, self.worker_id)
+        self.traces.close()
 
     def work_forever(self) -> None:
         """Answers bells, and looks by itself now and then: a silent broker costs latency only."""

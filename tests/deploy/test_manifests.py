@@ -243,7 +243,9 @@ def test_the_image_without_training_stack_has_the_rest_of_the_requirements() -> 
     training = {"torch", "opacus", "transformers", "peft", "stable-baselines3", "safetensors"}
     lines = (DEPLOY / "images" / "service.txt").read_text(encoding="utf-8").splitlines()
     listed = {line.partition("[")[0] for line in lines if line and not line.startswith("#")}
-    assert listed == (names - training) | {"psycopg", "pyarrow"}
+    extras = {"psycopg", "pyarrow"}
+    extras |= {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"}
+    assert listed == (names - training) | extras
 
 
 def test_its_commands_start_without_the_training_stack() -> None:

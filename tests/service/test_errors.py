@@ -18,6 +18,7 @@ from service.jobs.errors import FieldInvalid as JobFieldInvalid
 from service.ledger.errors import BudgetExceeded
 from service.listing import ListQuery
 from service.problems import install_handlers
+from service.traces import NoTraces
 from tests.service.hospital import Hospital
 
 CANARY = "canary-7f3a"
@@ -58,7 +59,7 @@ def client() -> TestClient:
         )
 
     install_handlers(app)
-    app.add_middleware(Edge, seconds=http_seconds(CollectorRegistry()))
+    app.add_middleware(Edge, seconds=http_seconds(CollectorRegistry()), traces=NoTraces())
     return TestClient(app)
 
 
