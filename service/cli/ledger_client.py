@@ -20,6 +20,7 @@ import typer
 
 KEY_VARIABLE = "RLDP_API_KEY"
 TIMEOUT_SECONDS = 60.0
+FOR_NOW = frozenset({429, 502, 503, 504})
 RETRY_SECONDS = 1.0
 PAGE = {"limit": "100"}
 
@@ -60,11 +61,14 @@ class LedgerClient:
         """An answer that is read as it comes; ends the command on a refusal.
 
         Raises:
-            httpx.TransportError: no answer, or none of it for so long.
+            httpx.TransportError: no answer, or none of it for so long; or a proxy's or the
+                service's word that it is busy or away for now, as while it is upgraded.
         """
         timeout = httpx.Timeout(TIMEOUT_SECONDS, read=silent_seconds)
         sent = {**self._headers, **headers}
         with httpx.stream("GET", f"{self._base}/v1{path}", headers=sent, timeout=timeout) as answer:
+            if answer.status_code in FOR_NOW:
+                raise httpx.ReadError(f"status {answer.status_code}")
             if answer.status_code >= 400:
                 answer.read()
                 typer.echo(_words(answer), err=True)

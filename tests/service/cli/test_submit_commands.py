@@ -7,7 +7,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -179,6 +181,29 @@ class TestWatch:
         monkeypatch.setattr(httpx, "stream", cut)
         done = rldp(site, url, "watch", claim.job_id, "--json")
         assert done.exit_code == 1 and f"rldp watch {claim.job_id}" in done.stderr
+
+    @pytest.mark.parametrize("status", [429, 502, 503, 504])
+    def test_a_service_that_is_away_for_now_is_asked_again(
+        self, site: Site, url: str, monkeypatch: pytest.MonkeyPatch, status: int
+    ) -> None:
+        monkeypatch.setattr(job_watch, "RETRY_SECONDS", 0.0)
+        claim = w.running_job(site.world)
+        leases.fail_attempt(site.world.db, claim.job_id, claim.epoch, Reason.MODEL_REFUSED, True)
+        asked: list[str] = []
+        real = httpx.stream
+
+        @contextmanager
+        def first_away(method: str, address: str, **options: Any) -> Iterator[httpx.Response]:
+            asked.append(address)
+            if len(asked) < 3:
+                yield httpx.Response(status, request=httpx.Request(method, address))
+                return
+            with real(method, address, **options) as answer:
+                yield answer
+
+        monkeypatch.setattr(httpx, "stream", first_away)
+        done = rldp(site, url, "watch", claim.job_id)
+        assert len(asked) == 3 and "ended as failed" in done.stderr
 
     def test_another_hospitals_job_is_not_there(self, site: Site, url: str) -> None:
         claim = w.running_job(site.world)
