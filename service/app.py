@@ -41,6 +41,8 @@ from service.ledger.audit_endpoints import router as audits
 from service.ledger.disclosure_endpoints import router as disclosures
 from service.ledger.endpoints import router as ledger
 from service.ledger.recovery_endpoints import router as recoveries
+from service.membership.endpoints import open_router as invitations
+from service.membership.endpoints import router as people
 from service.models_endpoints import router as models
 from service.openapi import install as install_openapi
 from service.operations.endpoints import router as operations
@@ -72,13 +74,16 @@ AUTHENTICATED: tuple[APIRouter, ...] = (
     disclosures,
     recoveries,
     api_keys,
+    people,
     webhooks,
     operations,
     chat,
 )
-# These look after themselves: health is for anyone, the dashboard has its own sign-in.
+# These look after themselves: health is for anyone, an invitation's token is its credential,
+# the dashboard has its own sign-in.
 OPEN: tuple[APIRouter, ...] = (
     health,
+    invitations,
     submit_pages,  # before the pages of one job: /jobs/{job_id}
     file_pages,
     live_pages,

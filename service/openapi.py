@@ -237,14 +237,15 @@ def _add_formats(parameters: list[dict[str, Any]], responses: dict[str, Any]) ->
 
 def _errors(path: str, method: str, operation: dict[str, Any], headers: set[str]) -> set[int]:
     """Every status but success that the layers and the route can answer."""
-    if not operation.get("security"):
-        return {500, 503} if path == "/readyz" else {500}
-    found = {401, 403, 429, 500, 503}
     parameters, has_body = operation.get("parameters", []), "requestBody" in operation
+    needs_key = bool(operation.get("security"))
+    if not needs_key and not has_body:
+        return {500, 503} if path == "/readyz" else {500}
+    found = {429, 500, 503} | ({401, 403} if needs_key else set())
     in_path = any(one["in"] == "path" for one in parameters)
     if parameters or has_body:
         found |= {400, 422}
-    if in_path or has_body or path.startswith(SEEK_A_LOG):
+    if in_path or (has_body and needs_key) or path.startswith(SEEK_A_LOG):
         found.add(404)
     if method != "get":
         found |= {400, 409, 413, 415}

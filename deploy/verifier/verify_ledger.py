@@ -604,6 +604,10 @@ TYPES: dict[str, dict[str, Shape]] = {
 DISCLOSED = {"disclosed": {"*code": "hash"}}
 SECOND_VERSION: dict[str, dict[str, Shape]] = {
     kind: {**TYPES[kind], **DISCLOSED} for kind in ("grant.proposed", "release.requested")
+} | {
+    "principal.registered": {
+        **TYPES["principal.registered"], "approvals": [APPROVAL], "possession": "signature",
+    },
 }
 DISCLOSURE = {"idx": "int", "path": "code", "salt": "salt", "value": "any"}
 BODY = {
@@ -891,7 +895,7 @@ class Replay:
         check_shape(data, shapes[kind], kind)
         for path, digest in data.get("disclosed", {}).items():
             self.commitments[index, path] = digest
-        if kind not in ("log.opened", "principal.registered"):
+        if kind not in ("log.opened", "principal.registered") or body["v"] > 1:
             self.is_founding = False
         if body["pop"] is not None and kind != "population.registered":
             require(body["pop"] in self.populations, "unknown population")
@@ -949,13 +953,33 @@ class Replay:
         return {}
 
     def _principal_registered(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
-        require(self.is_founding, "a steward was added without approval by another")
         require(data["role"] == "steward", "only stewards have keys")
         require(data["principal"] not in self.keys, "registered twice")
         require(data["key"] not in self.keys.values(), "one key for two people")
+        if body["v"] == 1:
+            require(self.is_founding, "a steward was added without approval by another")
+        else:
+            self._vouched(body["actor"], data)
         require(not self.pinned or data["key"] in self.pinned, "a steward key you did not pin")
         self.keys[data["principal"]] = data["key"]
         return {}
+
+    def _vouched(self, actor: str, data: dict[str, Any]) -> None:
+        """A steward after the founding: registered ones and the new one signed the same text."""
+        approvers = [approval["approver"] for approval in data["approvals"]]
+        require(actor in approvers, "a steward was added without approval by another")
+        require(len(set(approvers)) == len(approvers), "signed twice by one person")
+        require(self.keys.keys() >= set(approvers), "signed by no registered steward")
+        signed = {approval["approver"]: approval["signature"] for approval in data["approvals"]}
+        signed[data["principal"]] = data["possession"]
+        keys = {**self.keys, data["principal"]: data["key"]}
+        text = f"dp-ledger-steward/v1\n{data['principal']}\n{data['key']}\n".encode()
+        for person, signature in signed.items():
+            try:
+                raw = base64.b64decode(signature, validate=True)
+                Ed25519PublicKey.from_public_bytes(bytes.fromhex(keys[person])).verify(raw, text)
+            except (InvalidSignature, ValueError):
+                raise Failed("the signature does not fit") from None
 
     def _population_registered(self, body: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
         require(body["pop"] == data["population"], "names two populations")

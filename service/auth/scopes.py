@@ -45,6 +45,8 @@ AREAS = {
     "audits": "ledger",
     "webhooks": "webhooks",
     "api_keys": "access",
+    "users": "access",
+    "tenants": "access",
     "workers": "operations",
     "queue": "operations",
     "operations": "operations",

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from service.cli.admin import app as admin_app
 from service.cli.bench import app as bench_app
 from service.cli.data import app as data_app
 from service.cli.jobs import app as jobs_app
@@ -44,6 +45,7 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(witness_app, name="witness")
 app.add_typer(policy_app, name="policy")
 app.add_typer(keys_app, name="keys")
+app.add_typer(admin_app, name="admin")
 app.add_typer(people_app, name="people")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")

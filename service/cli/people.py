@@ -1,6 +1,7 @@
-"""`rldp people`: who is registered, who they are at the identity provider, who is blocked.
+"""`rldp people`: how a person gets in; who is registered, linked, blocked.
 
-For the operator on the host of the database. A person keeps the role they were registered
+`accept` and `approve` go through the service, from the person's own machine. The others are
+for the operator on the host of the database. A person keeps the role they were registered
 with; nothing that a provider says gives them another.
 """
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
     from service.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="People: their sign-in at the provider, blocking.")
+app = typer.Typer(
+    no_args_is_help=True, help="People: getting in, sign-in at the provider, blocking."
+)
 
 Person = Annotated[
     str, typer.Argument(help="A principal id (usr_...), or a role that one person has.")
@@ -33,6 +36,62 @@ User = Annotated[
 IdentityId = Annotated[
     str | None, typer.Option("--identity", help="Or the id that the sign-in page showed them.")
 ]
+Url = Annotated[str, typer.Option(envvar="RLDP_URL", help="The running service, without /v1.")]
+KeyFile = Annotated[
+    Path | None, typer.Option(help="File with your API key. Default: the variable RLDP_API_KEY.")
+]
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+@app.command("accept")
+def accept_invitation(
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token. Default: it is asked for.")
+    ] = None,
+    signing_key: Annotated[
+        Path | None,
+        typer.Option(help="Stewards: your signing key, PEM. Made if the file is not there."),
+    ] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Accept an invitation: trade the token your admin handed you for your first API key.
+
+    Stewards add --signing-key FILE. The file never leaves your machine: keep it, and keep a
+    copy, since every grant and release that you approve is signed with it.
+    """
+    from service.cli.membership import accept
+
+    text = typer.prompt("Token", hide_input=True) if token_file is None else token_file.read_text()
+    told = accept(url, text.strip(), signing_key)
+    typer.echo(f"You are {told['id']} ({told['role']}).", err=True)
+    if told["public_key"]:
+        typer.echo(f"Your public key, for whoever vouches for you: {told['public_key']}", err=True)
+    if told["state"] == "awaiting_approval":
+        typer.echo(
+            "A registered steward has to sign for you first: rldp people approve "
+            f"{told['id']} --public-key {told['public_key']} --signing-key THEIR-KEY.pem",
+            err=True,
+        )
+    typer.echo("Your API key, shown once:", err=True)
+    typer.echo(told["key"])
+
+
+@app.command("approve")
+def approve_steward(
+    person: Annotated[str, typer.Argument(help="The new steward's id, usr_….")],
+    public_key: Annotated[
+        str, typer.Option(help="Their public key, as they themselves told you, not the service.")
+    ],
+    signing_key: Annotated[Path, typer.Option(help="Your own signing key, PEM.")],
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+) -> None:
+    """Vouch for a new steward: sign their key, and the ledger takes it. Stewards only."""
+    from service.cli.ledger_client import LedgerClient
+    from service.cli.membership import approve
+
+    told = approve(LedgerClient(url, key_file), person, signing_key, public_key)
+    typer.echo(f"{told['id']} ({told['role']}) is {told['state']}.")
 
 
 @app.command("list")
@@ -85,14 +144,15 @@ def unblock(person: Person, data_dir: DataDir = None) -> None:
 
 def _set_blocked(person: str, data_dir: Path | None, is_blocked: bool) -> None:
     from service.cli.keys import find_person
-    from service.database import now_us
+    from service.errors import StateConflict
+    from service.membership import people
 
     with _database(data_dir) as (session, _):
         principal = find_person(session, person)
-        if not is_blocked:
-            principal.blocked_at = None
-        elif principal.blocked_at is None:
-            principal.blocked_at = now_us()
+        try:
+            (people.block if is_blocked else people.unblock)(session, principal)
+        except StateConflict as conflict:
+            raise typer.BadParameter(conflict.message) from None
         typer.echo(f"{principal.id} ({principal.role}) is {'blocked' if is_blocked else 'active'}.")
 
 

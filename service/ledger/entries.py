@@ -109,8 +109,8 @@ def log_of(session: Session, tenant_id: str) -> str:
 
     Why it is never sealed stands in README.md.
 
-    The stewards known at that moment are entered with their public keys; a steward made
-    later needs the approval of an existing one before any log takes the key.
+    The stewards known at that moment are entered with their public keys; the key of a later
+    one comes with the approval of one of them (`stewards.register`).
     """
     found = session.scalar(newest_log(tenant_id))
     return found if found is not None else open_ledger(session, tenant_id)
@@ -153,7 +153,7 @@ def open_ledger(session: Session, tenant_id: str) -> str:
     founders = (
         select(Principal)
         .where(Principal.tenant_id == tenant_id, Principal.role == "steward")
-        .where(Principal.public_key.is_not(None))
+        .where(Principal.public_key.is_not(None), Principal.blocked_at.is_(None))
         .order_by(Principal.id)
     )
     for steward in session.scalars(founders):

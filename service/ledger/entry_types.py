@@ -7,6 +7,7 @@ not listed is never written, and stops fsck and the verifier, which has the same
 from __future__ import annotations
 
 COMMITTING = ("grant.proposed", "release.requested")  # version 2 may carry commitments
+VOUCHED = ("principal.registered",)  # version 2 carries a registered steward's signature
 
 LEDGER = (
     "log.opened",
@@ -40,7 +41,9 @@ LEDGER = (
     "restore.effective",
 )
 ELSEWHERE = ("access.read", "tenant.checkpoint")  # in access logs and in the system log
-VERSIONS: dict[str, int] = {kind: 2 if kind in COMMITTING else 1 for kind in (*LEDGER, *ELSEWHERE)}
+VERSIONS: dict[str, int] = {
+    kind: 2 if kind in COMMITTING + VOUCHED else 1 for kind in (*LEDGER, *ELSEWHERE)
+}
 
 
 def is_known(kind: str, version: int) -> bool:

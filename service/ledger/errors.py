@@ -19,7 +19,8 @@
     ├── KeysNotPinned             too few witnesses know the log's next key
     ├── DisclosuresUnavailable    the key that opens personal values is missing
     ├── NotAllowedToSign          the signer is no registered steward of the tenant
-    └── SignatureInvalid          the signature does not fit text and key
+    ├── SignatureInvalid          the signature does not fit text and key
+    └── StewardSignatureInvalid   the same, for the registration of a steward's key
 
 `LedgerBroken` (an `InvariantViolation`) reports a broken promise of our own code.
 """
@@ -178,6 +179,16 @@ class SignatureInvalid(LedgerError):
         )
 
 
+class StewardSignatureInvalid(LedgerError):
+    """A signature for a new steward does not fit the text to sign and the key."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The signature does not fit. Sign the lines dp-ledger-steward/v1, the new steward's "
+            "id, and the new public key in hex; `rldp people approve` does it."
+        )
+
+
 class LedgerHalted(LedgerError):
     """Nothing new is reserved, and after a break nothing charged, until people have looked."""
 
@@ -245,4 +256,5 @@ ERROR_TABLE: dict[type[Exception], tuple[int, str]] = {
     DisclosuresUnavailable: (503, "not_ready"),
     NotAllowedToSign: (403, "role_forbidden"),
     SignatureInvalid: (422, "field_invalid"),
+    StewardSignatureInvalid: (422, "field_invalid"),
 }

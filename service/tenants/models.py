@@ -40,3 +40,24 @@ class Principal(Base):
     public_key: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[int] = mapped_column(BigInteger)
     blocked_at: Mapped[int | None] = mapped_column(BigInteger)  # from then on, no way in
+
+
+class Invitation(Base):
+    """How a person gets their first key: a token, shown once to the admin who hands it on.
+
+    Until they are `admitted_at`, the principal is blocked. A steward's key that the ledger has
+    yet to take waits here with the proof that its owner holds it.
+    """
+
+    __tablename__ = "invitation"
+
+    principal_id: Mapped[str] = mapped_column(ForeignKey("principal.id"), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    invited_by: Mapped[str] = mapped_column(ForeignKey("principal.id"))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int] = mapped_column(BigInteger)
+    accepted_at: Mapped[int | None] = mapped_column(BigInteger)
+    key_id: Mapped[str | None] = mapped_column(ForeignKey("api_key.id"))  # made when accepted
+    possession: Mapped[str | None] = mapped_column(String(88))
+    admitted_at: Mapped[int | None] = mapped_column(BigInteger)
+    withdrawn_at: Mapped[int | None] = mapped_column(BigInteger)  # by an admin, before that

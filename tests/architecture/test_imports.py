@@ -62,6 +62,7 @@ ROOMS_ABOVE = {
         "populations",
         "webhooks",
     ),
+    "membership": (*EDGES, "jobs", "artifacts", "datasets", "populations", "webhooks"),
     "tenants": (*EDGES, "jobs", "artifacts", "datasets", "ledger", "auth"),
     "auth": (*EDGES, "jobs", "artifacts", "datasets", "ledger", "populations", "webhooks"),
     "webhooks": (*EDGES, "jobs", "artifacts", "datasets", "ledger", "populations"),

@@ -15,6 +15,7 @@ from service.datasets.models import Dataset, DatasetVersion, File
 from service.idempotency.models import IdempotencyKey
 from service.ledger.models import BudgetGrant
 from service.populations.models import Population
+from service.tenants.models import Principal, Tenant
 from service.webhooks.models import WebhookDelivery, WebhookEndpoint
 from tests.service.hospital import GOOD_ROWS, Hospital, Person
 from tests.service.webhooks.test_endpoints import BODY as WEBHOOK
@@ -71,6 +72,14 @@ CASES = {
         body=lambda _, n: {"expires_in_days": n + 1},
         secret="key",
     ),
+    "user": Case(
+        path="/v1/users",
+        table=Principal,
+        body=lambda _, n: {"role": ("submitter", "auditor", "steward")[n]},
+        role="admin",
+        secret="token",
+        refused={"role": "emperor"},
+    ),
 }
 # POSTs of which a second one changes nothing by itself, or that write nothing.
 NATURALLY_ONCE = {
@@ -85,6 +94,9 @@ NATURALLY_ONCE = {
     "/v1/ledger/forecast",
     "/v1/operations/alerts/{alert_id}/acknowledgement",
     "/v1/workers/{worker_id}/drain",
+    "/v1/users/{user_id}/block",
+    "/v1/users/{user_id}/unblock",
+    "/v1/users/{user_id}/approval",
     "/v1/chat/completions",
 }
 
@@ -154,6 +166,17 @@ class TestRoutes:
         case, person = CASES[name], hospital.people[CASES[name].role]
         assert post(hospital, person, case.path, None, case.body(hospital, 1)).status_code == 201
         assert count(hospital, IdempotencyKey) == 0
+
+
+def test_a_hospital_is_taken_in_once(hospital: Hospital) -> None:
+    """Its body says nothing, so no other request can come under the same key."""
+    before = count(hospital, Tenant)
+    first, again = (
+        post(hospital, hospital.people["admin"], "/v1/tenants", "k-1", {}) for _ in range(2)
+    )
+    assert first.status_code == again.status_code == 201
+    assert again.json() == first.json() | {"token": None}
+    assert count(hospital, Tenant) == before + 1
 
 
 def test_no_secret_and_no_key_is_kept(hospital: Hospital) -> None:

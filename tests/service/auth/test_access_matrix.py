@@ -93,6 +93,15 @@ MATRIX: dict[tuple[str, str], str] = {
     ("GET", "/v1/api_keys"): EVERYONE,
     ("GET", "/v1/api_keys/{key_id}"): EVERYONE,
     ("DELETE", "/v1/api_keys/{key_id}"): EVERYONE,
+    ("POST", "/v1/users"): "admin",
+    ("GET", "/v1/users"): "steward admin",
+    ("GET", "/v1/users/{user_id}"): "steward admin",
+    ("POST", "/v1/users/{user_id}/block"): "admin",
+    ("POST", "/v1/users/{user_id}/unblock"): "admin",
+    ("POST", "/v1/users/{user_id}/approval"): "steward",
+    ("POST", "/v1/tenants"): "admin",
+    ("GET", "/v1/tenants"): "admin",
+    ("GET", "/v1/tenants/{tenant_id}"): "admin",
     ("POST", "/v1/webhooks"): "steward",
     ("GET", "/v1/webhooks"): "steward",
     ("GET", HOOK): "steward",
@@ -111,7 +120,16 @@ MATRIX: dict[tuple[str, str], str] = {
 }
 CODES_OF_REFUSAL = {"role_forbidden", "training_data_sealed"}
 # Objects of the first hospital, which the second one asks for by their true ids.
-OWNED = ("file_id", "dataset_id", "version_id", "population_id", "job_id", "webhook_id")
+OWNED = (
+    "file_id",
+    "dataset_id",
+    "version_id",
+    "population_id",
+    "job_id",
+    "webhook_id",
+    "user_id",
+    "tenant_id",
+)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +164,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, dict[
                     "population_id": world.population,
                     "job_id": jw.queue_job(world),
                     "webhook_id": hook,
+                    "user_id": world.submitter,
+                    "tenant_id": world.tenant,
                 },
             )
 

@@ -1,0 +1,1 @@
+"""How people and hospitals come in, and who is shut out."""

@@ -1,0 +1,1 @@
+"""People and hospitals: who gets in, and who alone cannot let them."""
