@@ -24,6 +24,8 @@ from service.dashboard.file_endpoints import router as file_pages
 from service.dashboard.file_endpoints import too_large_page
 from service.dashboard.ledger_endpoints import router as ledger_pages
 from service.dashboard.live_endpoints import router as live_pages
+from service.dashboard.people_endpoints import open_router as accept_pages
+from service.dashboard.people_endpoints import router as people_pages
 from service.dashboard.provider_endpoints import router as provider_pages
 from service.dashboard.steer_endpoints import router as steer_pages
 from service.dashboard.submit_endpoints import router as submit_pages
@@ -95,6 +97,8 @@ OPEN: tuple[APIRouter, ...] = (
     chat_pages,  # before the buttons: /jobs/{job_id}/{verb}
     steer_pages,
     alert_pages,
+    people_pages,
+    accept_pages,
 )
 
 

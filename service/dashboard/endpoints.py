@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Callable
 from typing import Annotated
 
@@ -25,6 +23,7 @@ from service.dashboard.sessions import (
     SignedIn,
     clear_cookie,
     cookie_name,
+    fresh_form,
     set_cookie,
     signed_in,
     start_session,
@@ -186,9 +185,7 @@ def sign_in_page(
 ) -> HTMLResponse:
     """The page with a fresh form; `identity` is shown to somebody whom nobody has linked."""
     settings: Settings = request.app.state.settings
-    cookie = signer.sign(
-        "form", {"nonce": secrets.token_hex(16), "until": int(time.time()) + FORM_SECONDS}
-    )
+    cookie = fresh_form(signer)
     answer = page(
         "signin.html",
         status=status,

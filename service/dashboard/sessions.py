@@ -106,6 +106,13 @@ def _write_once(path: Path, secret: bytes) -> None:
         draft.unlink()
 
 
+def fresh_form(signer: SessionSigner) -> str:
+    """A cookie for a form that somebody unknown will send: a nonce, for a quarter of an hour."""
+    return signer.sign(
+        "form", {"nonce": secrets.token_hex(16), "until": int(time.time()) + FORM_SECONDS}
+    )
+
+
 def start_session(
     signer: SessionSigner, owner: KeyOwner, request: Request, answer: Response
 ) -> None:

@@ -27,7 +27,7 @@ from service.row_fence import bind
 from service.tenants.models import Invitation, Principal, Tenant
 
 Role = Literal["submitter", "steward", "auditor", "admin"]
-State = Literal["invited", "expired", "awaiting_approval", "active", "blocked"]
+State = Literal["invited", "expired", "withdrawn", "awaiting_approval", "active", "blocked"]
 VALID_DAYS = 3
 OPEN_INVITATIONS_MAX = 100
 FOUNDERS = 2
@@ -173,8 +173,10 @@ def state_of(person: Principal, invitation: Invitation | None) -> State:
     """Where somebody stands on their way in, or that they are in, or out."""
     if person.blocked_at is None:
         return "active"
-    if invitation is None or invitation.admitted_at or invitation.withdrawn_at:
+    if invitation is None or invitation.admitted_at is not None:
         return "blocked"
+    if invitation.withdrawn_at is not None:
+        return "withdrawn"
     if invitation.accepted_at is not None:
         return "awaiting_approval"
     return "invited" if invitation.expires_at > now_us() else "expired"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from playwright.sync_api import Browser
+from sqlalchemy.orm import Session
 
 from service.fleet import registry
 from service.jobs import leases
@@ -15,6 +18,9 @@ from service.jobs.lifecycle import Reason
 from service.ledger import releases
 from service.ledger import service as ledger
 from service.ledger.publisher import make_publisher
+from service.ledger.rotation import public_hex
+from service.ledger.stewards import steward_text
+from service.membership import invitations
 from tests.browser.conftest import served
 from tests.browser.visits import open_visit
 from tests.service.dashboard.scene import Scene, interrupted_job, open_scene
@@ -61,7 +67,21 @@ def _fill(scene: Scene) -> None:
             needed_pico=5_200_000_000_000,
             free_pico=2_477_006_613_828,
         )
+        _invite(session, scene, "auditor")
+        waiting, key = _invite(session, scene, "steward"), Ed25519PrivateKey.generate()
+        text = steward_text(principal=waiting.person.id, key=public_hex(key))
+        invitations.accept(
+            session,
+            waiting.token,
+            public_key=public_hex(key),
+            possession=base64.b64encode(key.sign(text)).decode(),
+        )
     publisher.turn()
+
+
+def _invite(session: Session, scene: Scene, role: invitations.Role) -> invitations.Invited:
+    tenant, admin = scene.world.tenant, scene.world.admin
+    return invitations.invite(session, tenant_id=tenant, role=role, invited_by=admin)
 
 
 def pages_of(site: Site) -> dict[str, tuple[tuple[str, str], ...]]:
@@ -86,7 +106,7 @@ def pages_of(site: Site) -> dict[str, tuple[tuple[str, str], ...]]:
             *job_pages,
             ("chat", f"/jobs/{scene.released}/chat"),
         ),
-        "steward": (("overview", "/"), ("approvals", "/approvals")),
+        "steward": (("overview", "/"), ("approvals", "/approvals"), ("people", "/people")),
         "auditor": (
             ("auditor-overview", "/"),
             ("ledger", "/ledger"),
@@ -101,6 +121,8 @@ def pages_of(site: Site) -> dict[str, tuple[tuple[str, str], ...]]:
         "admin": (
             ("operations", "/"),
             ("admin-jobs", "/jobs"),
+            ("admin-people", "/people"),
+            ("accept", "/accept"),
             ("cancel", f"/jobs/{site.interrupted}/cancel"),
         ),
     }

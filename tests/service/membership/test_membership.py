@@ -277,7 +277,7 @@ class TestSteward:
         invited = site.invite("steward")
         site.accept_as_steward(invited, key)
         path = f"/v1/users/{invited['id']}"
-        assert site.call("POST", f"{path}/block").json()["state"] == "blocked"
+        assert site.call("POST", f"{path}/block").json()["state"] == "withdrawn"
         assert code_of(site.call("POST", f"{path}/unblock")) == (409, "state_conflict")
         vouched = sign(world.stewards[world.proposer], invited["id"], key)
         answer = site.approve(invited["id"], world.proposer, vouched)
