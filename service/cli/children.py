@@ -40,6 +40,7 @@ def run_api() -> None:
     import uvicorn
 
     from service.app import create_app
+    from service.heads import BoundedHeads
     from service.hub import hub_of
 
     settings = Settings()
@@ -52,6 +53,7 @@ def run_api() -> None:
         app,
         host=host,
         port=port,
+        http=BoundedHeads,
         log_config=logging_configuration(),
         access_log=False,
         server_header=False,

@@ -72,6 +72,7 @@ def serve(
         make_app(witness),
         host=host.strip("[]"),
         port=int(port),
+        http="h11",  # bounds a request's head; a witness is asked a few times a minute
         log_config=logging_configuration(),
         access_log=False,
         server_header=False,
