@@ -34,6 +34,7 @@ def _wanted(site: Site) -> tuple[tuple[str, str, str, str, int], ...]:
          "light", 1000),
         ("job-light", "submitter", f"/jobs/{scene.released}", "light", 1800),
         ("job-dark", "submitter", f"/jobs/{site.interrupted}", "dark", 1400),
+        ("population-light", "auditor", f"/populations/{scene.world.population}", "light", 1000),
         ("proofs-light", "auditor", "/ledger/proofs?entry=3", "light", 900),
     )  # fmt: skip
 
