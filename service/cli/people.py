@@ -96,12 +96,14 @@ def approve_steward(
 
 @app.command("list")
 def list_people(data_dir: DataDir = None) -> None:
-    """Show everybody: id, hospital, role, links to the provider, whether blocked."""
+    """Show everybody: id, hospital, role, links to the provider, and whether they are in."""
     from service.auth.identities import people_with_links
+    from service.membership.invitations import state_of
+    from service.tenants.models import Invitation
 
     with _database(data_dir) as (session, _):
         for person, links in people_with_links(session):
-            state = "active" if person.blocked_at is None else "blocked"
+            state = state_of(person, session.get(Invitation, person.id))
             typer.echo(f"{person.id} {person.tenant_id} {person.role} links={links} {state}")
 
 

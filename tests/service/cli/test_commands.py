@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from typer.testing import CliRunner
 
 from service.auth.identities import identity_id
@@ -17,8 +18,10 @@ from service.cli import app
 from service.cli.children import bind_of
 from service.cli.verifier import verifier_path
 from service.database import Database
+from service.membership.invitations import invite
 from service.migrate import is_at_head, upgrade
 from service.settings import Settings
+from service.tenants.models import Principal
 from tests.service.ledger import world as lw
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -160,6 +163,22 @@ class TestPeople:
         assert "is active" in self.call(hospital, "unblock", "auditor")[1]
         assert authenticate(database, key) is not None
         database.dispose()
+
+    def test_who_was_invited_is_listed_so_and_cannot_be_let_in_by_hand(
+        self, hospital: Settings
+    ) -> None:
+        database = Database(hospital.resolved_database_url)
+        with database.transaction() as session:
+            admin = session.scalars(select(Principal).where(Principal.role == "admin")).one()
+            made = invite(
+                session, tenant_id=admin.tenant_id, role="steward", invited_by=admin.id
+            ).person.id
+        database.dispose()
+        assert f"{made} {admin.tenant_id} steward links=0 invited" in self.call(hospital, "list")[1]
+        code, text = self.call(hospital, "unblock", made)
+        assert code != 0 and "never in" in text
+        assert self.call(hospital, "block", made)[0] == 0
+        assert "links=0 withdrawn" in self.call(hospital, "list")[1]
 
     @pytest.mark.parametrize(
         "words",
