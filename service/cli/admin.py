@@ -8,13 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from service.cli.remote import DEFAULT_URL, KeyFile, Url
+
 app = typer.Typer(no_args_is_help=True, help="Invite and block people; take in hospitals.")
-Url = Annotated[str, typer.Option(envvar="RLDP_URL", help="The running service, without /v1.")]
-KeyFile = Annotated[
-    Path | None, typer.Option(help="File with your API key. Default: the variable RLDP_API_KEY.")
-]
 UserId = Annotated[str, typer.Argument(help="Their id, usr_….")]
-DEFAULT_URL = "http://127.0.0.1:8080"
 
 
 @app.command("users")

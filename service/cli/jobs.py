@@ -8,13 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from service.cli.remote import DEFAULT_URL, KeyFile, Url
+
 app = typer.Typer(no_args_is_help=True, help="See jobs, and cancel, pause or resume them.")
-Url = Annotated[str, typer.Option(envvar="RLDP_URL", help="The running service, without /v1.")]
-KeyFile = Annotated[
-    Path | None, typer.Option(help="File with your API key. Default: the variable RLDP_API_KEY.")
-]
 JobId = Annotated[str, typer.Argument(help="Its id, ftjob-….")]
-DEFAULT_URL = "http://127.0.0.1:8080"
 ROUTE = "/fine_tuning/jobs"
 
 

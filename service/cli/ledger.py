@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.recover import app as recover
+from service.cli.remote import DEFAULT_URL, KeyFile, Url
 from service.cli.rotation import app as rotation_app
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Where everything is kept. Default: RLDP_DATA_DIR, or .rldp."),
 ]
-Url = Annotated[str, typer.Option(envvar="RLDP_URL", help="The running service, without /v1.")]
-KeyFile = Annotated[
-    Path | None, typer.Option(help="File with your API key. Default: the variable RLDP_API_KEY.")
-]
 Csv = Annotated[bool, typer.Option("--csv", help="A table instead of JSON lines.")]
 Log = Annotated[str | None, typer.Option(help="Which log. Default: the newest.")]
 Population = Annotated[str | None, typer.Option(help="Only of this population.")]
@@ -34,7 +31,6 @@ Recovery = Annotated[
     int,
     typer.Option(min=0, help="How many recoveries there were: each begins a new system log."),
 ]
-DEFAULT_URL = "http://127.0.0.1:8080"
 
 
 def _client(url: str, key_file: Path | None) -> LedgerClient:

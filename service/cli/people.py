@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli.remote import DEFAULT_URL, KeyFile, Url
+
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
@@ -36,11 +38,6 @@ User = Annotated[
 IdentityId = Annotated[
     str | None, typer.Option("--identity", help="Or the id that the sign-in page showed them.")
 ]
-Url = Annotated[str, typer.Option(envvar="RLDP_URL", help="The running service, without /v1.")]
-KeyFile = Annotated[
-    Path | None, typer.Option(help="File with your API key. Default: the variable RLDP_API_KEY.")
-]
-DEFAULT_URL = "http://127.0.0.1:8080"
 
 
 @app.command("accept")

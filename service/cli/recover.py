@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from service.cli.remote import DEFAULT_URL, KeyFile, Url
+
 app = typer.Typer(
     no_args_is_help=True,
     help="""End a halt: the database is older than what witnesses or checkpoints have seen.
@@ -21,15 +23,10 @@ app = typer.Typer(
     ledger opens again; (5) give the witnesses the key of `rldp ledger vkey --recovery 1`, and
     the auditors a new policy; (6) propose grants to go on.""",
 )
-Url = Annotated[str, typer.Option(envvar="RLDP_URL", help="The running service, without /v1.")]
-KeyFile = Annotated[
-    Path | None, typer.Option(help="File with your API key. Default: the variable RLDP_API_KEY.")
-]
 Recovery = Annotated[str, typer.Argument(help="Its id, rst_….")]
 SigningKey = Annotated[
     Path, typer.Option("--signing-key", help="Your Ed25519 key, PEM. It stays on this machine.")
 ]
-DEFAULT_URL = "http://127.0.0.1:8080"
 ROUTE = "/ledger/recoveries"
 
 

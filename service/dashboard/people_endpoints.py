@@ -29,11 +29,11 @@ from service.dashboard.sessions import (
 )
 from service.dashboard.steer_endpoints import ADMINS, OLD_FORM, told
 from service.dependencies import ReadDep, SessionDep
-from service.errors import RateLimited, ServiceError
+from service.errors import ServiceError
 from service.logged_reads import LoggedRoute
 from service.membership import invitations, people
+from service.membership.endpoints import accept_counted
 from service.membership.invitations import Invited, Role
-from service.rate_limits import limits_of
 from service.tenants.models import Principal
 
 router = APIRouter(include_in_schema=False, route_class=LoggedRoute)
@@ -121,7 +121,7 @@ def set_blocked(
 def _people_page(session: Session, who: SignedIn, *, made: Invited | None = None) -> Response:
     visible = people.visible_people(who.subject)
     newest = visible.order_by(Principal.created_at.desc(), Principal.id.desc()).limit(SHOWN_MAX)
-    shown = [people.person_to_dict(session, row) for row in session.scalars(newest)]
+    shown = [people.person_to_dict(row) for row in session.scalars(newest)]
     return page(
         "people.html",
         person=who,
@@ -153,24 +153,16 @@ def accept(
     if signer.read("form", cookie) is None or not signer.form_matches(cookie, form_token):
         problem = "This form was too old. Paste the token again."
         return _accept_page(request, signer, problem=problem, status=400)
-    text = token.strip()
     try:
-        if not invitations.is_open(session, text):
-            limits_of(request.app.state).failed(request.client.host if request.client else "")
-        made = invitations.accept(session, text, public_key=None, possession=None)
-    except RateLimited as refused:
-        return _accept_page(request, signer, problem=refused.message, status=429)
+        made = accept_counted(request, session, token.strip())
     except ServiceError as refused:
         session.rollback()
-        words = STEWARDS_ACCEPT if _is_of_steward(refused) else refused.message
-        return _accept_page(request, signer, problem=words, status=422)
+        is_of_steward = refused.param == "public_key"
+        words = STEWARDS_ACCEPT if is_of_steward else refused.message
+        return _accept_page(request, signer, problem=words, status=refused.status)
     answer = page("accepted.html", person=None, made=made)
     clear_cookie(request, answer, FORM_COOKIE)
     return answer
-
-
-def _is_of_steward(refused: ServiceError) -> bool:
-    return refused.param == "public_key"
 
 
 def _accept_page(

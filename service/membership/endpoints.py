@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
+from sqlalchemy.orm import Session
 
 from service.auth.subject import Subject, require_role
 from service.dependencies import ReadDep, SessionDep, StewardDep
@@ -17,7 +18,7 @@ from service.idempotency.once import OnceDep
 from service.ledger.schemas import StrictModel
 from service.listing import ListQuery, page
 from service.membership import invitations, people
-from service.membership.invitations import Role
+from service.membership.invitations import Accepted, InvitationClosed, Role
 from service.rate_limits import limits_of
 from service.tenants.models import Principal, Tenant
 from service.times import utc_text
@@ -69,7 +70,7 @@ def invite_user(
             invited_by=subject.principal_id,
         )
         response.headers["Location"] = f"/v1/users/{made.person.id}"
-        return {**people.person_to_dict(session, made.person), "token": made.token}
+        return {**people.person_to_dict(made.person), "token": made.token}
 
     return once.answer(body, make, shown_once="token")
 
@@ -85,19 +86,19 @@ def list_users(
         people.visible_people(subject),
         after=query.after,
         limit=query.limit,
-        show=lambda person: people.person_to_dict(session, person),
+        show=people.person_to_dict,
     )
 
 
 @router.get("/users/{user_id}")
 def retrieve_user(user_id: str, subject: PeopleReader, session: ReadDep) -> dict[str, Any]:
-    return people.person_to_dict(session, people.one_person(session, subject, user_id))
+    return people.person_to_dict(people.one_person(session, subject, user_id))
 
 
 @router.post("/users/{user_id}/block")
 def block_user(user_id: str, subject: Admin, session: SessionDep) -> dict[str, Any]:
     """Ends their keys, sessions and tokens at once; an open invitation is withdrawn."""
-    return people.person_to_dict(session, people.block_other(session, subject, user_id))
+    return people.person_to_dict(people.block_other(session, subject, user_id))
 
 
 @router.post("/users/{user_id}/unblock")
@@ -105,7 +106,7 @@ def unblock_user(user_id: str, subject: Admin, session: SessionDep) -> dict[str,
     """Lets them in again with the keys they had."""
     person = people.one_person(session, subject, user_id)
     people.unblock(session, person)
-    return people.person_to_dict(session, person)
+    return people.person_to_dict(person)
 
 
 @router.post("/users/{user_id}/approval")
@@ -120,7 +121,7 @@ def approve_user(
         by=subject.principal_id,
         signature=body.signature,
     )
-    return people.person_to_dict(session, people.one_person(session, subject, user_id))
+    return people.person_to_dict(people.one_person(session, subject, user_id))
 
 
 @router.post("/tenants", status_code=201)
@@ -167,10 +168,8 @@ def accept_invitation(
 
     Sent again before that key was used, it gives a new key and ends the lost one.
     """
-    if not invitations.is_open(session, body.token):
-        limits_of(request.app.state).failed(request.client.host if request.client else "")
-    made = invitations.accept(
-        session, body.token, public_key=body.public_key, possession=body.possession
+    made = accept_counted(
+        request, session, body.token, public_key=body.public_key, possession=body.possession
     )
     return {
         "id": made.person.id,
@@ -182,3 +181,23 @@ def accept_invitation(
         "key": made.key.text,
         "expires_at": utc_text(made.key.expires_at),
     }
+
+
+def accept_counted(
+    request: Request,
+    session: Session,
+    token: str,
+    *,
+    public_key: str | None = None,
+    possession: str | None = None,
+) -> Accepted:
+    """Accepts; a token that opens nothing counts like a wrong key, by where it came from.
+
+    Raises:
+        RateLimited: too many of them. Whatever `invitations.accept` raises.
+    """
+    try:
+        return invitations.accept(session, token, public_key=public_key, possession=possession)
+    except InvitationClosed:
+        limits_of(request.app.state).failed(request.client.host if request.client else "")
+        raise

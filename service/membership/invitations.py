@@ -35,6 +35,15 @@ TOKEN_PREFIX = "enrol"
 TOKEN_LENGTH_MAX = 200
 
 
+class InvitationClosed(FieldInvalid):
+    """The token opens nothing: unknown, expired, withdrawn or used up; nobody is told which."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "token", "It is unknown, expired or used up. Ask your admin for a new invitation."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Invited:
     """A new member. `token` exists here and nowhere else, and is left out of `repr`."""
@@ -95,11 +104,6 @@ def person_of_token(token: str) -> str | None:
     return f"usr_{parts[1]}" if parts[0] == TOKEN_PREFIX and parts[1] else None
 
 
-def is_open(session: Session, token: str) -> bool:
-    """Whether an invitation takes this token now."""
-    return _open_invitation(session, token) is not None
-
-
 def accept(
     session: Session, token: str, *, public_key: str | None, possession: str | None
 ) -> Accepted:
@@ -110,14 +114,14 @@ def accept(
     `stewards.steward_text`; both for stewards only.
 
     Raises:
-        FieldInvalid: the token opens nothing, or the key is missing, superfluous or taken.
+        InvitationClosed: the token opens nothing.
+        FieldInvalid: the public key is missing, superfluous, taken or not the registered one.
         StewardSignatureInvalid: the signature does not fit.
+        StateConflict: nobody is there who could vouch for a further steward.
     """
     invitation = _open_invitation(session, token)
     if invitation is None:
-        raise FieldInvalid(
-            "token", "It is unknown, expired or used up. Ask your admin for a new invitation."
-        )
+        raise InvitationClosed
     person = session.get_one(Principal, invitation.principal_id)
     bind(person.tenant_id)
     fence(session)
@@ -150,11 +154,12 @@ def approve(session: Session, *, tenant_id: str, user_id: str, by: str, signatur
     """
     invitation = session.scalar(_locked(user_id))
     person = session.get(Principal, user_id)
-    if person is None or invitation is None or person.tenant_id != tenant_id:
+    if person is None or person.tenant_id != tenant_id:
         raise NotFound
-    if state_of(person, invitation) == "active":
+    state = state_of(person, invitation)
+    if state == "active":
         return
-    if state_of(person, invitation) != "awaiting_approval":
+    if invitation is None or state != "awaiting_approval":
         raise StateConflict("This person waits for no approval.")
     stewards.register(
         session,
@@ -166,6 +171,9 @@ def approve(session: Session, *, tenant_id: str, user_id: str, by: str, signatur
         approval=signature,
     )
     _admit(person, invitation)
+    # The proof of possession now stands in the ledger for all to read. With it, whoever still
+    # has the token could otherwise take the steward's first key away and get another.
+    invitation.expires_at = now_us()
     session.flush()
 
 
@@ -204,19 +212,26 @@ def _take_signing_key(
 
 
 def _founds(session: Session, person: Principal) -> bool:
-    """Whether they are one of the first two stewards, whom the log names when it is opened."""
+    """Whether they are one of the first two stewards, whom the log names when it is opened.
+
+    Who was one counts for good: an admin who blocks a founder has no place to give away.
+
+    Raises:
+        StateConflict: the founders are blocked, so that nobody could vouch for this one.
+    """
     tenant_id = person.tenant_id
     session.get_one(Tenant, tenant_id, with_for_update=True)  # one after the other
     if session.scalar(newest_log(tenant_id)) is not None:
         return False
-    standing = session.scalar(
-        select(func.count())
-        .select_from(Principal)
-        .where(Principal.tenant_id == tenant_id, Principal.role == "steward")
-        .where(Principal.public_key.is_not(None), Principal.blocked_at.is_(None))
-    )
-    if (standing or 0) < FOUNDERS:
+    founders = session.scalars(
+        select(Principal)
+        .where(Principal.tenant_id == tenant_id, Principal.id != person.id)
+        .where(Principal.role == "steward", Principal.public_key.is_not(None))
+    ).all()
+    if len(founders) < FOUNDERS:
         return True
+    if all(founder.blocked_at is not None for founder in founders):
+        raise StateConflict("Both first stewards are blocked. Let one of them in again first.")
     log_of(session, tenant_id)  # names them, so that one of them can vouch for this one
     return False
 

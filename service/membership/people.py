@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Select, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from service.auth.subject import Subject
 from service.database import now_us
@@ -18,8 +18,9 @@ from service.times import utc_text
 
 
 def visible_people(subject: Subject) -> Select[Principal]:
-    """Everybody of the caller's hospital."""
-    return select(Principal).where(Principal.tenant_id == subject.tenant_id)
+    """Everybody of the caller's hospital, with how they were invited."""
+    everybody = select(Principal).options(selectinload(Principal.invitation))
+    return everybody.where(Principal.tenant_id == subject.tenant_id)
 
 
 def one_person(session: Session, subject: Subject, user_id: str) -> Principal:
@@ -65,9 +66,9 @@ def block_other(session: Session, subject: Subject, user_id: str) -> Principal:
     return person
 
 
-def person_to_dict(session: Session, person: Principal) -> dict[str, Any]:
+def person_to_dict(person: Principal) -> dict[str, Any]:
     """Ids, role and state. While a steward waits, also what another steward signs."""
-    invitation = session.get(Invitation, person.id)
+    invitation = person.invitation
     state = state_of(person, invitation)
     waits = state == "awaiting_approval" and person.public_key is not None
     text = steward_text(principal=person.id, key=person.public_key or "").decode()

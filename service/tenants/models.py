@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from service.database import Base
 
@@ -40,6 +40,9 @@ class Principal(Base):
     public_key: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[int] = mapped_column(BigInteger)
     blocked_at: Mapped[int | None] = mapped_column(BigInteger)  # from then on, no way in
+    invitation: Mapped[Invitation | None] = relationship(
+        foreign_keys="Invitation.principal_id", viewonly=True
+    )
 
 
 class Invitation(Base):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi.testclient import TestClient
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 
 from service.app import create_app
 from service.auth.keys import issue_key
@@ -262,6 +262,23 @@ class TestSteward:
             ).all()
         assert invited["id"] not in {json.loads(body)["data"]["principal"] for body in registered}
 
+    def test_who_kept_the_token_gets_nothing_for_the_proof_that_the_ledger_shows(
+        self, site: Site
+    ) -> None:
+        """The admin knows the token, and everybody who reads the ledger the proof of possession."""
+        world, key = site.world, Ed25519PrivateKey.generate()
+        invited = site.invite("steward")
+        kept = site.accept_as_steward(invited, key).json()["key"]
+        vouched = sign(world.stewards[world.second], invited["id"], key)
+        assert site.approve(invited["id"], world.second, vouched).status_code == 200
+        entries = site.call("GET", "/v1/ledger/entries", "submitter").json()["data"]
+        told = [entry["entry"]["data"] for entry in entries]
+        (entered,) = [data for data in told if data.get("principal") == invited["id"]]
+        proof = entered["possession"]
+        stolen = site.accept(invited["token"], public_key=hex_of(key), possession=proof)
+        assert code_of(stolen) == (422, "field_invalid")
+        assert site.call("GET", "/v1/populations", kept).status_code == 200
+
     def test_one_who_is_not_in_the_ledger_vouches_for_nobody(self, site: Site) -> None:
         """Two who wait cannot let each other in."""
         keys = [Ed25519PrivateKey.generate() for _ in range(2)]
@@ -317,6 +334,22 @@ class TestSteward:
         assert site.approve(people[2]["id"], people[0]["id"], vouched).json()["state"] == "active"
         assert site.call("GET", "/v1/populations", opened[2]).status_code == 200
 
+    def test_blocking_a_founder_gives_the_admin_no_place_to_fill(
+        self, site: Site, db: Database
+    ) -> None:
+        """Before the first population too: files may be there already."""
+        made = site.call("POST", "/v1/tenants", json={}).json()
+        site.keys["admin"] = site.accept(made["token"]).json()["key"]
+        founders = [site.invite("steward") for _ in range(2)]
+        for invited in founders:
+            site.accept_as_steward(invited, Ed25519PrivateKey.generate())
+        third, key = site.invite("steward"), Ed25519PrivateKey.generate()
+        for invited in founders:
+            site.call("POST", f"/v1/users/{invited['id']}/block")
+        assert code_of(site.accept_as_steward(third, key)) == (409, "state_conflict")
+        site.call("POST", f"/v1/users/{founders[0]['id']}/unblock")
+        assert site.accept_as_steward(third, key).json()["state"] == "awaiting_approval"
+
 
 class TestOthersThanStewards:
     def test_need_no_signing_key(self, site: Site) -> None:
@@ -333,6 +366,35 @@ class TestOthersThanStewards:
         assert site.call("GET", "/v1/budgets", "auditor").status_code == 401
         assert site.call("POST", f"{path}/unblock").json()["state"] == "active"
         assert site.call("GET", "/v1/budgets", "auditor").status_code == 200
+
+    def test_need_no_approval(self, site: Site) -> None:
+        """Somebody who is in is told so; somebody who has yet to accept is in no need of it."""
+        signature = "A" * 86 + "=="
+        assert site.approve(site.world.auditor, site.world.proposer, signature).status_code == 200
+        invited = site.invite("auditor")["id"]
+        answer = site.approve(invited, site.world.proposer, signature)
+        assert code_of(answer) == (409, "state_conflict")
+
+    def test_a_list_of_many_costs_no_more_questions_than_one_of_few(self, site: Site) -> None:
+        def statements() -> int:
+            seen: list[str] = []
+
+            def note(_c: Any, _u: Any, statement: str, *_more: Any) -> None:
+                seen.append(statement)
+
+            event.listen(site.world.db.engine, "before_cursor_execute", note)
+            try:
+                people = site.call("GET", "/v1/users?limit=100").json()["data"]
+            finally:
+                event.remove(site.world.db.engine, "before_cursor_execute", note)
+            assert people and any("invitation" in s for s in seen)
+            return len(seen)
+
+        statements()  # notes the key's use
+        few = statements()
+        for _ in range(12):
+            site.invite("auditor")
+        assert statements() == few
 
     def test_nobody_blocks_themselves(self, site: Site) -> None:
         answer = site.call("POST", f"/v1/users/{site.world.admin}/block")
