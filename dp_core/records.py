@@ -12,7 +12,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from dp_core.errors import RecordsUnreadable
 from dp_core.sampling import PoissonSampler, is_validation_patient, padded
 from dp_core.telemetry import Raw
+
+T = TypeVar("T")
 
 IGNORED = -100  # target of a padding position
 _TOKENIZE_BATCH = 512
@@ -120,6 +122,21 @@ class PatientRecords:
                 targets[line, : len(row) - 1] = row[1:]
                 share[line] = 1.0 / len(picked)
         return PaddedRows(tokens=tokens, targets=targets, slot_mask=mask, row_share=share)
+
+    def with_public_patients(
+        self, patients: Sequence[Sequence[np.ndarray]], order: np.random.Generator
+    ) -> PatientRecords:
+        """These and further patients, whose rows are public, in an order of chance (AU11)."""
+        own = self.raw_size
+
+        def rows_at(place: int) -> Sequence[np.ndarray]:
+            return self.raw_rows_of(place) if place < own else patients[place - own]
+
+        return PatientRecords(
+            raw_rows=map(rows_at, order.permutation(own + len(patients)).tolist()),
+            tokens_per_row=self._length,
+            pad_id=self._pad_id,
+        )
 
     def raw_digest(self) -> bytes:
         """SHA-256 over every patient's rows in order. Secret; ranks compare it."""
@@ -250,18 +267,22 @@ def _tokenize(
         return
     encoded = tokenizer([text for _, text in records], add_special_tokens=False)["input_ids"]
     for (patient_id, _), ids in zip(records, encoded, strict=True):
-        found.add(patient_id, _windows(ids, tokenizer, tokens_per_row))
+        whole = whole_record(ids, tokenizer.bos_token_id, tokenizer.eos_token_id)
+        found.add(patient_id, windows(whole, tokens_per_row))
 
 
-def _windows(ids: Iterable[int], tokenizer: Any, tokens_per_row: int) -> list[list[int]]:
+def whole_record(ids: Iterable[int], start_id: int | None, end_id: int | None) -> list[int]:
+    """A record's tokens between the tokenizer's tokens for start and end, where it has them."""
+    start, end = ([] if each is None else [each] for each in (start_id, end_id))
+    return [*start, *ids, *end]
+
+
+def windows(tokens: Sequence[T], tokens_per_row: int) -> list[Sequence[T]]:
     """Windows of at most L tokens of one record; each continues where the last ended.
 
     Consecutive windows share one token, so that every token but the first is a target once.
     A record of less than two tokens has nothing to predict and gives no window.
     """
-    start = tokenizer.bos_token_id
-    end = tokenizer.eos_token_id
-    tokens = [*([] if start is None else [start]), *ids, *([] if end is None else [end])]
     starts = range(0, len(tokens) - 1, tokens_per_row - 1)
     return [tokens[s : s + tokens_per_row] for s in starts]
 

@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     checkpointing: Literal["off", "reentrant", "non_reentrant"] = "off"
     autocast: bool = False
     audit_in_job: bool = True
+    audit_text_canaries: bool = True
     audit_controls: bool = True
     image_digest: str = Field(default="", pattern=r"^(sha256:[0-9a-f]{64})?$")
     processes_per_job: int = Field(default=1, ge=1, le=64)

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from controller.benchmark.attacks import Rows, Scores, canary_rows, note_rows, scores_of
+from controller.benchmark.attacks import canary_rows, note_rows
 from controller.benchmark.corpora import load_corpus
 from controller.benchmark.evaluation import EvaluationSet, make_set
 from controller.benchmark.models import model_folder
@@ -29,6 +29,7 @@ from controller.benchmark.trial import (
     make_training,
 )
 from dp_core.audit.curve import fixed_schedule_curve
+from dp_core.audit.text_scores import Rows, Scores, scores_of
 from dp_core.base_model import load_base
 from dp_core.lora import attach_adapters
 from dp_core.plan import Performance

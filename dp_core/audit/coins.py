@@ -50,6 +50,7 @@ class Manifest:
     delta_audit: str = "1e-6"
     alpha_gate: str = "0.001"
     alpha_report: str = "0.05"
+    companion_sha256: str | None = None  # of the text canaries' manifest, under one commitment
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(CanaryKind):
@@ -70,6 +71,8 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         document = dataclasses.asdict(self)
+        if self.companion_sha256 is None:  # as a job's manifest without text canaries always was
+            del document["companion_sha256"]
         return document | {"ids": list(self.ids), "looks": list(self.looks), "m": self.m}
 
     @classmethod
@@ -164,14 +167,16 @@ class CoinSeed:
         """The seed in hex, for the report after the last step and for the sealed store."""
         return self._seed.hex()
 
-    def coins(self, canaries: int) -> np.ndarray:
+    def coins(self, canaries: int, *, kind: CanaryKind = "gradient") -> np.ndarray:
         """(m,) bool, True is heads: the lowest bit of HMAC-SHA256(seed, "coin" || i).
 
-        `i` is written as 8 bytes, big-endian.
+        `i` is written as 8 bytes, big-endian. Text canaries have coins of their own (AU13):
+        their label is "text coin".
         """
+        label = b"coin" if kind == "gradient" else b"text coin"
         return np.array(
             [
-                hmac.digest(self._seed, b"coin" + i.to_bytes(8, "big"), "sha256")[-1] & 1 == 1
+                hmac.digest(self._seed, label + i.to_bytes(8, "big"), "sha256")[-1] & 1 == 1
                 for i in range(canaries)
             ]
         )

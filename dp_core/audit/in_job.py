@@ -8,6 +8,7 @@ function of noised sums, public canaries and coins (AU1, AU3).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -49,6 +50,7 @@ from dp_core.audit.saved import (
     windows_document,
 )
 from dp_core.audit.selftest import CANARIES_MIN
+from dp_core.audit.text_figures import ALPHA_GATE, TextAudit, TextScores, text_figures
 from dp_core.audit.units import IncludedCanaries, StepCanaries
 from dp_core.mechanism import GroupLayout, StepSettings
 from dp_core.plan import RunPlan
@@ -102,22 +104,30 @@ def canaries_of(plan: RunPlan, groups: int) -> int:
     return CANARIES if rows <= CANARY_ROWS_MAX and size <= SCORES_BYTES_MAX else CANARIES_MIN
 
 
-def manifest_of(plan: RunPlan, layout: GroupLayout) -> Manifest:
-    """The audit of a job, fixed before its coins and its first charge (AU10)."""
-    return new_manifest(
+def manifest_of(plan: RunPlan, layout: GroupLayout, *, text: Manifest | None = None) -> Manifest:
+    """The audit of a job, fixed before its coins and its first charge (AU10).
+
+    `text`: the manifest of its text canaries, which then shares the gate's level (AU29).
+    """
+    made = new_manifest(
         kind="gradient",
         canaries=canaries_of(plan, len(layout)),
         layout_digest=layout_digest(layout),
         steps_planned=plan.steps_planned,
         score=MembershipScores.name,
     )
+    if text is None:
+        return made
+    return dataclasses.replace(made, alpha_gate=ALPHA_GATE, companion_sha256=text.digest())
 
 
 class InJobAudit:
     """`dp_core.engine.StepAudit` of one attempt; the same coins in every attempt.
 
+    `text` tells the job's text canaries, whose patients the caller puts among the records.
+
     Raises:
-        AuditInvalid: the manifest was made for other clip groups.
+        AuditInvalid: the manifest was made for other clip groups or other text canaries.
     """
 
     def __init__(
@@ -128,11 +138,14 @@ class InJobAudit:
         manifest: Manifest,
         seed: CoinSeed,
         pieces: AuditPieces,
+        text: TextAudit | None = None,
     ) -> None:
         if manifest.layout_digest != layout_digest(layout):
             raise AuditInvalid("manifest", "made for other clip groups")
+        if manifest.companion_sha256 != (None if text is None else text.manifest.digest()):
+            raise AuditInvalid("manifest", "made for other text canaries")
         self._plan, self._layout, self._manifest, self._seed = plan, layout, manifest, seed
-        self._pieces = pieces
+        self._pieces, self._text = pieces, text
         self._geometry = PartitionCanaries(
             layout, canaries=manifest.m, construction_seed=manifest.construction_seed
         )
@@ -146,6 +159,12 @@ class InJobAudit:
     @property
     def units(self) -> int:
         return len(self._included)
+
+    @property
+    def text_members(self) -> np.ndarray:
+        """(m,) which text canaries are patients of the job; for audit code alone (AU11)."""
+        assert self._text is not None
+        return self._seed.coins(self._text.manifest.m, kind="text")
 
     def rows(self, units: np.ndarray, settings: StepSettings) -> StepCanaries:
         self._asked = self._included.drawn(units, settings)
@@ -178,11 +197,15 @@ class InJobAudit:
         self._pieces.save(f"window-{self._first:09d}", _packed(seen))
         self.seconds += time.perf_counter() - started
 
-    def finish(self, facts: JobFacts) -> FinishedAudit:
-        """Every test and bound over all kept windows, and the seed. After the last step."""
+    def finish(self, facts: JobFacts, text_scores: TextScores | None = None) -> FinishedAudit:
+        """Every test and bound over all kept windows, and the seed. After the last step.
+
+        `text_scores`: of the text canaries, under the adapter that is released.
+        """
+        assert (text_scores is None) == (self._text is None)
         started = time.monotonic()
         seen = self._seen()
-        rate, patients = self._plan.sampling_probability, patients_at_most(self._plan)
+        rate, patients = self._plan.sampling_probability, self._patients_at_most()
         result = run_selftest(
             geometry=self._geometry,
             manifest=self._manifest,
@@ -195,7 +218,16 @@ class InJobAudit:
         values = membership_scores(self._geometry, seen, rate)
         seconds = math.ceil(self.seconds + time.monotonic() - started)
         report = self._report(facts, SelfTestFigures.of(result), values, claim, seen, seconds)
-        scores = seen.npz()
+        if self._text is not None and text_scores is not None:
+            figures, exposure = text_figures(
+                self._text.manifest,
+                text_scores,
+                self.text_members,
+                claim.curve(),
+                self._plan.delta,
+            )
+            report = dataclasses.replace(report, text=figures, exposure=exposure)
+        report, scores = conclude(report), seen.npz(text_scores)
         saved = SavedAudit(
             report=report,
             manifest=self._manifest,
@@ -205,8 +237,18 @@ class InJobAudit:
             patients_at_most=patients,
             scores_sha256=hashlib.sha256(scores).hexdigest(),
             claim=claim,
+            text=self._text,
         )
         return FinishedAudit(saved=saved, scores=scores)
+
+    def _patients_at_most(self) -> int:
+        """Bounds the root mean square of a Poisson draw's size: B^2 + B < (B + 1)^2 (AU18)."""
+        text = 0 if self._text is None else self._text.manifest.m
+        return (
+            self._plan.batch_size_expected
+            + 1
+            + math.ceil(text * float(self._plan.sampling_probability))
+        )
 
     def _seen(self) -> Observations:
         pieces = self._pieces.load()
@@ -229,39 +271,37 @@ class InJobAudit:
         seconds: int,
     ) -> AuditReport:
         manifest, plan, curve = self._manifest, self._plan, claim.curve()
-        return conclude(
-            AuditReport(
-                job_id=facts.job_id,
-                image_digest=facts.image_digest,
-                code_commit=facts.code_commit,
-                tier="T2",
-                ledger=ledger_facts(plan, steps_started=facts.steps_started, head=facts.head),
-                canary=self._canary_facts(),
-                guess_rule=GuessRule(
-                    k_plus=manifest.k_plus,
-                    k_minus=manifest.k_minus,
-                    score=manifest.score,
-                    preregistered_at=facts.preregistered_at,
+        return AuditReport(
+            job_id=facts.job_id,
+            image_digest=facts.image_digest,
+            code_commit=facts.code_commit,
+            tier="T2",
+            ledger=ledger_facts(plan, steps_started=facts.steps_started, head=facts.head),
+            canary=self._canary_facts(),
+            guess_rule=GuessRule(
+                k_plus=manifest.k_plus,
+                k_minus=manifest.k_minus,
+                score=manifest.score,
+                preregistered_at=facts.preregistered_at,
+            ),
+            one_run=one_run_figures(manifest, values, self._is_member, curve, plan.delta),
+            roc=roc_figures(values, self._is_member, curve),
+            exposure=None,
+            selftest=test,
+            power=Power(
+                min_detectable_epsilon_95=min_detectable_epsilon(
+                    manifest, curve, float(plan.delta)
                 ),
-                one_run=one_run_figures(manifest, values, self._is_member, curve, plan.delta),
-                roc=roc_figures(values, self._is_member, curve),
-                exposure=None,
-                selftest=test,
-                power=Power(
-                    min_detectable_epsilon_95=min_detectable_epsilon(
-                        manifest, curve, float(plan.delta)
-                    ),
-                    positive_controls=facts.controls,
-                ),
-                circumstances=Circumstances(
-                    tiers_run=("T1", "T2") if facts.is_preflight_silent else ("T2",),
-                    journal_differences=level_differences(seen.settings),
-                ),
-                cost=Cost(
-                    seconds=seconds,
-                    memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                ),
-            )
+                positive_controls=facts.controls,
+            ),
+            circumstances=Circumstances(
+                tiers_run=("T1", "T2") if facts.is_preflight_silent else ("T2",),
+                journal_differences=level_differences(seen.settings),
+            ),
+            cost=Cost(
+                seconds=seconds,
+                memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            ),
         )
 
     def _canary_facts(self) -> CanaryFacts:
@@ -274,11 +314,6 @@ class InJobAudit:
             commitment=self._seed.commitment(digest),
             revealed_seed=self._seed.reveal(),
         )
-
-
-def patients_at_most(plan: RunPlan) -> int:
-    """Bounds the root mean square of a Poisson draw's size: B^2 + B < (B + 1)^2 (AU18)."""
-    return plan.batch_size_expected + 1
 
 
 def claim_of(plan: RunPlan) -> Claim:

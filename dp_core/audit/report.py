@@ -118,6 +118,21 @@ class ExposureFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextFigures:
+    """What the text canaries say, apart from the gradient canaries' figures (AU25)."""
+
+    m: int
+    n_included: int
+    manifest_sha256: str
+    score: str
+    k_plus: int
+    k_minus: int
+    one_run: OneRunFigures
+    roc: RocFigures
+    min_k_auc: float  # of the second score; reported, gates nothing
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelfTestFigures:
     """`p_values` are adjusted; a group without observations has None."""
 
@@ -206,6 +221,7 @@ class AuditReport:
     cost: Cost | None
     verdict: Verdict | None = None
     reasons: tuple[str, ...] = ()
+    text: TextFigures | None = None  # None: a job without text canaries
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: lists, null for what does not exist.
@@ -216,6 +232,8 @@ class AuditReport:
         document = dataclasses.asdict(self)
         if document["one_run"] is not None:
             document["one_run"]["fdp_rejects_at_1e-3"] = document["one_run"].pop("fdp_rejects")
+        if document["text"] is None:  # as the report of a job without them always was
+            del document["text"]
         loaded: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))
         return loaded
 
@@ -255,10 +273,10 @@ def _failures(report: AuditReport) -> tuple[str, ...]:
     is_charged = report.tier != "T1"  # steps on synthetic text are in no ledger
     if test is not None and is_charged and test.steps > report.ledger.steps_started:
         found.append("journal: more steps were released than charged")
-    if run is not None and run.p_steinke_at_ledger <= run.gate_level:
-        found.append(f"one run: Steinke p {run.p_steinke_at_ledger:.1e} at the ledger's claim")
-    if run is not None and run.fdp_rejects:
-        found.append("one run: the f-DP test refutes the ledger's curve")
+    if run is not None:
+        found += _refuted("one run", run)
+    if report.text is not None:
+        found += _refuted("text canaries", report.text.one_run)
     if canary is not None and canary.revealed_seed is not None:
         opens = commitment_opens(
             canary.commitment,
@@ -268,6 +286,15 @@ def _failures(report: AuditReport) -> tuple[str, ...]:
         if not opens:
             found.append("journal: seed and manifest do not open the commitment")
     return tuple(found)
+
+
+def _refuted(what: str, run: OneRunFigures) -> list[str]:
+    found = []
+    if run.p_steinke_at_ledger <= run.gate_level:
+        found.append(f"{what}: Steinke p {run.p_steinke_at_ledger:.1e} at the ledger's claim")
+    if run.fdp_rejects:
+        found.append(f"{what}: the f-DP test refutes the ledger's curve")
+    return found
 
 
 def _gaps(report: AuditReport) -> tuple[str, ...]:
@@ -298,6 +325,8 @@ def _gaps(report: AuditReport) -> tuple[str, ...]:
             gaps.append(f"{unseen} charged steps were not observed: a window was broken off")
     if roc is not None and roc.low_999 > roc.ledger_max_auc:
         gaps.append("the AUC lies above the ceiling of the ledger's claim at 99.9 %")
+    if report.text is not None and report.text.roc.low_999 > report.text.roc.ledger_max_auc:
+        gaps.append("the text canaries' AUC lies above the ceiling of the ledger's claim at 99.9 %")
     if facts.is_shadow:
         gaps.append("shadow audit: a public twin was audited, not this run")
     return tuple(gaps)
@@ -306,17 +335,8 @@ def _gaps(report: AuditReport) -> tuple[str, ...]:
 def statements(report: AuditReport) -> tuple[str, ...]:
     """The sentences a page, log or certificate may show (AU34-AU36)."""
     lines = [_headline(report)]
-    run, canary = report.one_run, report.canary
-    if run is not None and canary is not None:
-        for method, value, largest in (
-            ("one-run Steinke-Nasr-Jagielski", run.eps_lb95_steinke, run.largest_steinke),
-            ("one-run f-DP, Gaussian family", run.eps_lb95_fdp, run.largest_fdp),
-        ):
-            lines.append(
-                f"Lower bound on epsilon: {rounded_down(value)} at delta = {report.ledger.delta}, "
-                f"95 % confidence, {method}, m = {canary.m}; the largest value this audit could "
-                f"have shown is {rounded_down(largest)}."
-            )
+    if report.one_run is not None and report.canary is not None:
+        lines += _bounds(report.one_run, report.canary.m, report.ledger.delta)
     if report.roc is not None:
         low, high = report.roc.ci95
         lines.append(
@@ -330,7 +350,24 @@ def statements(report: AuditReport) -> tuple[str, ...]:
             f"{report.exposure.max:.1f}, of {math.log2(report.exposure.reference_size):.1f} "
             f"possible. {_NEAR_CHANCE}"
         )
+    if report.text is not None:
+        lines += [
+            f"Text canaries alone: {line}"
+            for line in _bounds(report.text.one_run, report.text.m, report.ledger.delta)
+        ]
     return tuple(lines)
+
+
+def _bounds(run: OneRunFigures, canaries: int, delta: str) -> list[str]:
+    return [
+        f"Lower bound on epsilon: {rounded_down(value)} at delta = {delta}, "
+        f"95 % confidence, {method}, m = {canaries}; the largest value this audit could "
+        f"have shown is {rounded_down(largest)}."
+        for method, value, largest in (
+            ("one-run Steinke-Nasr-Jagielski", run.eps_lb95_steinke, run.largest_steinke),
+            ("one-run f-DP, Gaussian family", run.eps_lb95_fdp, run.largest_fdp),
+        )
+    ]
 
 
 _NEAR_CHANCE = (

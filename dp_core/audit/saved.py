@@ -27,12 +27,13 @@ from dp_core.audit.canaries import (
     StepScores,
     layout_digest,
 )
-from dp_core.audit.coins import Manifest, open_coins
+from dp_core.audit.coins import CoinSeed, Manifest, open_coins
 from dp_core.audit.curve import TradeOffCurve, filter_curve, fixed_schedule_curve
 from dp_core.audit.errors import AuditError, AuditInvalid
 from dp_core.audit.figures import agree, one_run_differences
 from dp_core.audit.report import AuditReport, SelfTestFigures, decide
 from dp_core.audit.selftest import SelfTest, SelfTestResult
+from dp_core.audit.text_figures import TextAudit, TextScores, text_differences
 from dp_core.events import PoissonGaussian
 from dp_core.mechanism import GroupLayout, StepSettings
 
@@ -54,9 +55,11 @@ class Observations:
     scores: np.ndarray  # (T, m, K) float32; float16 of a job's own steps
     drawn: np.ndarray  # (T, m) bool
 
-    def npz(self) -> bytes:
+    def npz(self, text: TextScores | None = None) -> bytes:
+        """The file of scores; `text`: those of the job's text canaries."""
         stream = io.BytesIO()
-        np.savez(stream, scores=self.scores, drawn=np.packbits(self.drawn, axis=1))
+        more: dict[str, Any] = {} if text is None else text.arrays()
+        np.savez(stream, scores=self.scores, drawn=np.packbits(self.drawn, axis=1), **more)
         return stream.getvalue()
 
 
@@ -84,7 +87,8 @@ class SavedAudit:
     """What `audit_report.json` says.
 
     `canary_rate` is the q of the canaries; `patients_at_most` bounds the synthetic patients
-    of a step, whose gradients leak into the scores (AU18). `claim`: of an audit in a job.
+    of a step, whose gradients leak into the scores (AU18). `claim`: of an audit in a job;
+    `text`: of its text canaries, if it has any.
     """
 
     report: AuditReport
@@ -95,6 +99,7 @@ class SavedAudit:
     patients_at_most: int
     scores_sha256: str
     claim: Claim | None = None
+    text: TextAudit | None = None
 
     def to_json(self) -> bytes:
         """The file's bytes: sorted keys, so that equal audits give equal files."""
@@ -110,6 +115,8 @@ class SavedAudit:
         }
         if self.claim is not None:
             document["claim"] = dataclasses.asdict(self.claim)
+        if self.text is not None:
+            document["text"] = self.text.to_dict()
         return (json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
     @property
@@ -137,6 +144,7 @@ class SavedAudit:
                 patients_at_most=document["patients_at_most"],
                 scores_sha256=document["scores"]["sha256"],
                 claim=_built(Claim, document["claim"]) if "claim" in document else None,
+                text=TextAudit.from_dict(document["text"]) if "text" in document else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise AuditInvalid("report", f"cannot be read as {FORMAT}") from None
@@ -276,12 +284,38 @@ def differences(saved: SavedAudit, scores: bytes) -> tuple[str, ...]:
         values = membership_scores(geometry, seen, saved.canary_rate)
         told = one_run_differences(saved.report, manifest, values, saved.claim.curve())
         found += [text for text in told if text not in found]
+        found += _differences_of_text(saved, saved.claim, scores, canary.revealed_seed)
     levels = level_differences(saved.settings)
     if levels != saved.report.circumstances.journal_differences:
         found.append("what the journal's noise levels say")
     if decide(saved.report) != (saved.report.verdict, saved.report.reasons):
         found.append("the verdict")
     return tuple(found)
+
+
+def _differences_of_text(
+    saved: SavedAudit, claim: Claim, scores: bytes, seed: str
+) -> tuple[str, ...]:
+    """The same for the text canaries; a job has them if its manifest binds theirs."""
+    report, text, bound = saved.report, saved.text, saved.manifest.companion_sha256
+    if bound != (None if text is None else text.manifest.digest()):
+        return ("the text canaries are not those that were committed to",)
+    told = (report.text, report.exposure)
+    if text is None:
+        return () if told == (None, None) else ("figures of text canaries the job does not have",)
+    seen = _text_scores(scores)
+    if seen is None:
+        return ("the scores of the text canaries",)
+    curve, coins = claim.curve(), CoinSeed(bytes.fromhex(seed))
+    return text_differences(told, text, seen, coins, curve, report.ledger.delta)
+
+
+def _text_scores(scores: bytes) -> TextScores | None:
+    try:
+        with np.load(io.BytesIO(scores), allow_pickle=False) as archive:
+            return TextScores(loss_drop=archive["text_loss_drop"], min_k=archive["text_min_k"])
+    except (KeyError, ValueError, OSError):
+        return None
 
 
 def attack_scores(saved: SavedAudit, scores: bytes) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 from dp_core.audit.report import AuditReport, rounded_down, statements
@@ -42,6 +43,7 @@ def _summary(saved: SavedAudit, report_sha256: str) -> dict[str, Any]:
     report = saved.report
     test, canary = report.selftest, report.canary
     assert test is not None and canary is not None
+    text = {} if report.text is None else {"text_canaries": _text(report)}
     alarm = test.min_p is not None and test.min_p < ALARM_LEVEL
     return {
         "canaries": canary.m,
@@ -60,6 +62,21 @@ def _summary(saved: SavedAudit, report_sha256: str) -> dict[str, Any]:
         "steps": test.steps,
         "tier": report.tier,
         "verdict": report.verdict,
+        **text,
+    }
+
+
+def _text(report: AuditReport) -> dict[str, Any]:
+    """What the inserted secrets say, with what they could have said (AU25, AU35)."""
+    text, exposure = report.text, report.exposure
+    assert text is not None and exposure is not None
+    return {
+        "canaries": text.m,
+        "exposure_largest": f"{exposure.max:.1f}",
+        "exposure_median": f"{exposure.median:.1f}",
+        "exposure_possible": f"{math.log2(exposure.reference_size):.1f}",
+        "largest": rounded_down(text.one_run.largest_fdp),
+        "value": rounded_down(text.one_run.eps_lb95_fdp),
     }
 
 

@@ -107,8 +107,20 @@ def limits(summary: Mapping[str, Any] | None) -> str:
         return looked_at + (
             f"One-run lower bound on epsilon {bound['value']} of at most {bound['largest']} that "
             f"this audit could have shown (95 %, {bound['method']}); this is no evidence that "
-            "epsilon is right"
+            "epsilon is right" + _of_text(summary.get("text_canaries"))
         )
     return looked_at + (
         "The run on patients' records was not attacked; this is no evidence that epsilon is right"
+    )
+
+
+def _of_text(text: Mapping[str, Any] | None) -> str:
+    """What inserted notes add; nothing where a job has none."""
+    if text is None:
+        return ""
+    return (
+        f". Of secrets in {text['canaries']} made-up patients' notes, median exposure "
+        f"{text['exposure_median']} bits, largest {text['exposure_largest']} of "
+        f"{text['exposure_possible']} possible; their own lower bound {text['value']} of at most "
+        f"{text['largest']}; figures near chance are what privacy predicts and prove nothing"
     )

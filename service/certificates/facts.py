@@ -210,6 +210,7 @@ def _audit(summary: Mapping[str, Any] | None) -> tuple[LabelFact, ...]:
         *facts,
         _fact("Audit as a whole", summary["verdict"], summary["statement"]),
         _lower_bound(summary["one_run_lower_bound"]),
+        *_exposure(summary.get("text_canaries")),
         _fact("Audit report, SHA-256", summary["report_sha256"], summary["data"]),
     )
 
@@ -220,6 +221,15 @@ def _lower_bound(bound: Mapping[str, str] | None) -> LabelFact:
         return _fact(name, None, "not attacked in the run")
     shown = f"of at most {bound['largest']} that this audit could have shown"
     return _fact(name, bound["value"], f"{shown} ({bound['confidence']}, {bound['method']})")
+
+
+def _exposure(text: Mapping[str, Any] | None) -> tuple[LabelFact, ...]:
+    """Of a job with text canaries; a job with too few patients for them has none."""
+    if text is None:
+        return ()
+    shown = f"{text['exposure_largest']} bits of {text['exposure_possible']} possible"
+    about = f"largest of the secrets in {text['canaries']} made-up patients' notes"
+    return (_fact("Exposure of inserted secrets", shown, about),)
 
 
 def _utility(predicate: Mapping[str, Any]) -> tuple[LabelFact, ...]:

@@ -136,8 +136,14 @@ def run_attempt(settings: Settings, *, job_id: str, epoch: int, ranks: Ranks = S
     before = audit_before_data(db, work, plan, model, performance, settings.image_digest or None)
     # The units of an audit are drawn beside the patients, which other ranks know nothing of.
     attacks_run = settings.audit_in_job and ranks.world_size == 1
-    run_audit = open_run_audit(db, work, plan, model) if attacks_run else None
+    run_audit = (
+        open_run_audit(db, work, plan, model, tokenizer, with_text=settings.audit_text_canaries)
+        if attacks_run
+        else None
+    )
     blocks = read_blocks(inputs, tokenizer)
+    if run_audit is not None:
+        blocks = run_audit.with_canaries(blocks)
     progress = JobProgress(
         db, job_id=job_id, epoch=epoch, stop=stop, leave_note=leave_note_of(os.environ)
     )
@@ -193,6 +199,8 @@ def _finish_audit(
         return before
     made = run_audit.finish(
         work,
+        training.model,
+        performance_of(settings),
         steps_started=training.journal.position().steps_started,
         controls=controls_of(settings, device_class()),
         code_commit=code_version(),

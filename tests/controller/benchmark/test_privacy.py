@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from controller.benchmark.attacks import Rows, canary_rows, note_rows, scores_of
+from controller.benchmark.attacks import canary_rows, note_rows
 from controller.benchmark.inserted import make_canaries
 from controller.benchmark.privacy import PrivacyRequest, bench_audit
 from controller.benchmark.privacy_suites import CEILING, SUITES, PrivacySuite, key_of, run_of
 from controller.benchmark.privacy_table import markdown, rows_of
 from controller.benchmark.results import Result, ResultsFile
 from controller.errors import ControllerUnknown, SettingInvalid
+from dp_core.audit.text_scores import Rows, scores_of
 from dp_core.plan import Performance
 from service.demo import models
 
@@ -56,7 +57,9 @@ class TestScores:
     def test_loss_and_min_k_by_hand(self) -> None:
         """log p of token 1 is 2 - log(e^2 + 4); Min-K%++ takes the lowest fifth, one of three."""
         rows = Rows(
-            tokens=torch.tensor([[0, 1, 1, 2]]), is_scored=torch.ones(1, 3, dtype=torch.bool)
+            tokens=torch.tensor([[0, 1, 1, 2]]),
+            is_scored=torch.ones(1, 3, dtype=torch.bool),
+            owners=np.zeros(1, dtype=np.int64),
         )
         found = scores_of(Fixed(), rows, Performance())
         p = np.exp([0.0, 2.0, 0.0, 0.0, 0.0]) / (np.e**2 + 4)

@@ -25,14 +25,15 @@ from dp_core.audit.in_job import (
 from dp_core.audit.report import REQUIRED_CONTROLS, PositiveControl
 from dp_core.audit.saved import SavedAudit, differences
 from dp_core.audit.selftest import CANARIES_MIN
+from dp_core.audit.text_figures import TextAudit, TextScores
 from dp_core.engine import StepAudit
 from dp_core.errors import StepFailed
 from dp_core.lora import attach_adapters, clip_groups, layout_of
 from dp_core.mechanism import GroupLayout
 from dp_core.noise import SeededSource
 from dp_core.plan import AdapterPlan, RunPlan
-from dp_core.records import Blocks, load_blocks
-from tests.dp_core.conftest import SPLIT_KEY, WordTokenizer, make_plan, write_version
+from dp_core.records import Blocks
+from tests.dp_core.conftest import make_plan
 from tests.dp_core.models import tiny_gpt2
 from tests.dp_core.training_cases import Recorded
 from tests.fakes import MemoryJournal, MemoryStore
@@ -75,6 +76,7 @@ class Job:
         self.blocks, self.plan = blocks, plan or job_plan()
         self.layout = layout(self.plan)
         self.manifest = manifest_of(self.plan, self.layout)
+        self.text: TextAudit | None = None
         self.journal, self.store = MemoryJournal(self.plan), MemoryStore()
         self.pieces = MemoryPieces()
         self.coins = CoinSeed(SEED)
@@ -86,6 +88,7 @@ class Job:
             manifest=self.manifest,
             seed=self.coins,
             pieces=self.pieces,
+            text=self.text,
         )
         return Recorded(
             self.blocks,
@@ -96,7 +99,7 @@ class Job:
             **changes,
         )
 
-    def finish(self, **changes: Any) -> FinishedAudit:
+    def finish(self, text_scores: TextScores | None = None, **changes: Any) -> FinishedAudit:
         facts = JobFacts(
             job_id="ftjob-test",
             steps_started=self.journal.position().steps_started,
@@ -107,20 +110,7 @@ class Job:
             code_commit=None,
             image_digest=None,
         )
-        return self.audit.finish(dataclasses.replace(facts, **changes))
-
-
-@pytest.fixture(scope="module")
-def shared_blocks(tmp_path_factory: pytest.TempPathFactory) -> Blocks:
-    path, digest = write_version(tmp_path_factory.mktemp("blocks") / "version.jsonl", 120)
-    return load_blocks(
-        lambda: path.open("rb"),
-        expected_sha256=digest,
-        tokenizer=WordTokenizer(),
-        tokens_per_row=16,
-        split_key=SPLIT_KEY,
-        validation_fraction="0.2",
-    )
+        return self.audit.finish(dataclasses.replace(facts, **changes), text_scores)
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
+from dp_core.audit.bounds import auc
+from dp_core.audit.coins import new_manifest
 from dp_core.audit.errors import AuditInvalid
+from dp_core.audit.figures import exposure_figures
+from dp_core.audit.text_canaries import TextCanaries
+from dp_core.audit.text_figures import LOSS_DIFFERENCE, TextLayout
 from dp_core.base_model import load_base
 from dp_core.lora import attach_adapters
 from dp_core.plan import AdapterPlan, Performance, RunPlan
+from dp_core.records import Blocks, PatientRecords
 from service.demo import models
 from service.jobs import leases, runtime
 from service.ledger import service as ledger
@@ -24,9 +34,19 @@ KEY = b"k" * 32
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    base, _ = load_base(models.path(), Performance(patients_per_microbatch=2))
-    return attach_adapters(base, AdapterPlan(r=4, alpha=8), seed=3)
+def loaded() -> tuple[Any, Any]:
+    base, tokenizer = load_base(models.path(), Performance(patients_per_microbatch=2))
+    return attach_adapters(base, AdapterPlan(r=4, alpha=8), seed=3), tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(loaded: tuple[Any, Any]) -> Any:
+    return loaded[0]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(loaded: tuple[Any, Any]) -> Any:
+    return loaded[1]
 
 
 def claimed(world: lw.World, directory: Path, name: str = "job") -> leases.Claim:
@@ -35,11 +55,13 @@ def claimed(world: lw.World, directory: Path, name: str = "job") -> leases.Claim
 
 
 def opened(
-    world: lw.World, claim: leases.Claim, model: Any
+    world: lw.World, claim: leases.Claim, model: Any, tokenizer: Any = None
 ) -> tuple[run_audit.RunAudit | None, runtime.Work]:
+    """`tokenizer`: for text canaries too, of which this plan's 100,000 patients allow 1,000."""
     work = runtime.load_work(world.db, claim.job_id, claim.epoch)
-    plan = RunPlan.from_dict(work.plan)
-    return run_audit.open_run_audit(world.db, work, plan, model), work
+    plan, with_text = RunPlan.from_dict(work.plan), tokenizer is not None
+    found = run_audit.open_run_audit(world.db, work, plan, model, tokenizer, with_text=with_text)
+    return found, work
 
 
 def taken_over(world: lw.World, claim: leases.Claim) -> leases.Claim:
@@ -103,6 +125,95 @@ class TestOverAttempts:
         assert opened(world, claim, model)[0] is None
         with world.db.reading() as session:
             assert ledger.commitment_of(session, claim.job_id) is None
+
+
+class TestTextCanaries:
+    def test_the_next_attempt_trains_on_the_same_made_up_patients(
+        self, world: lw.World, tmp_path: Path, model: Any, tokenizer: Any
+    ) -> None:
+        claim = claimed(world, tmp_path)
+        first, _ = opened(world, claim, model, tokenizer)
+        w.charge(world, claim, 0)
+        second, _ = opened(world, taken_over(world, claim), model, tokenizer)
+        assert first is not None and second is not None
+        own = PatientRecords(
+            raw_rows=[[np.asarray([1, 2, p], dtype=np.int32)] for p in range(40)],
+            tokens_per_row=256,
+            pad_id=0,
+        )
+        blocks = Blocks(training=own, validation=None)
+        rows = [_rows(audit.with_canaries(blocks)) for audit in (first, second)]
+        assert sorted(rows[0]) == sorted(rows[1])
+        assert rows[0] != rows[1]  # in an order of chance
+        added = int(first.steps.text_members.sum())
+        assert 400 < added < 600
+        assert first.with_canaries(blocks).training.raw_size == 40 + added
+        assert set(_rows(blocks)) < set(rows[0])
+        assert w.entry_types(world.db, claim.job_id).count("audit.committed") == 1
+
+    def test_without_them_the_records_stay_as_they_are(
+        self, world: lw.World, tmp_path: Path, model: Any
+    ) -> None:
+        found, _ = opened(world, claimed(world, tmp_path), model)
+        assert found is not None
+        blocks = Blocks(
+            training=PatientRecords(raw_rows=[], tokens_per_row=8, pad_id=0), validation=None
+        )
+        assert found.with_canaries(blocks) is blocks
+
+    def test_another_tokenizer_than_they_were_made_for_ends_the_audit(
+        self, world: lw.World, tmp_path: Path, model: Any, tokenizer: Any
+    ) -> None:
+        claim = claimed(world, tmp_path)
+        assert opened(world, claim, model, tokenizer)[0] is not None
+        other = copy.deepcopy(tokenizer)
+        other.add_tokens(["fever-curve"])
+        assert opened(world, taken_over(world, claim), model, other)[0] is None
+
+    def test_a_model_that_learnt_secrets_by_heart_is_told_from_one_that_did_not(
+        self, tokenizer: Any
+    ) -> None:
+        """Trained on members alone and without privacy, every member's secret stands out."""
+        performance = Performance(patients_per_microbatch=2)
+        base, _ = load_base(models.path(), performance)
+        model = attach_adapters(base, AdapterPlan(r=8, alpha=16), seed=3)
+        layout = TextLayout(
+            base_model_digest="0" * 64,
+            tokens_per_row=64,
+            rows_per_patient=1,
+            vocabulary=len(tokenizer),
+            special_ids=tuple(sorted(tokenizer.all_special_ids)),
+            start_id=tokenizer.bos_token_id,
+            end_id=tokenizer.eos_token_id,
+        )
+        manifest = new_manifest(
+            kind="text",
+            canaries=20,
+            layout_digest=layout.digest(),
+            steps_planned=1,
+            score=LOSS_DIFFERENCE,
+        )
+        canaries, is_member = TextCanaries(manifest, layout, tokenizer), np.arange(20) % 3 != 0
+        before = canaries.scores(model, performance)
+        assert np.allclose(before.loss_drop, 0, atol=1e-6)  # an adapter starts as no change
+        members = canaries.patients(is_member)
+        rows = [torch.from_numpy(row.astype(np.int64)) for patient in members for row in patient]
+        tokens = pad_sequence(rows, batch_first=True, padding_value=layout.end_id or 0)
+        labels = pad_sequence(rows, batch_first=True, padding_value=-100)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+        for _ in range(60):
+            model(input_ids=tokens, labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        after = canaries.scores(model, performance)
+        assert auc(after.loss_drop[is_member], after.loss_drop[~is_member]).value > 0.9
+        assert exposure_figures(after.loss_drop, is_member).median > 2  # of log2 7 = 2.8 bits
+
+
+def _rows(blocks: Blocks) -> list[tuple[int, ...]]:
+    records = blocks.training
+    each = (row for p in range(records.raw_size) for row in records.raw_rows_of(p))
+    return [tuple(row.tolist()) for row in each]
 
 
 class TestSealedPieces:
