@@ -27,13 +27,24 @@ from service.worker.exit_codes import ExitCode
 from service.worker.journal import LedgerJournal
 from service.worker.processes import leave_note_of
 
-WINDOW_SECONDS = 1.0
+WINDOW_SECONDS = float(os.environ.get("RLDP_TEST_WINDOW_SECONDS", "1.0"))
+EXECUTED = os.environ.get("RLDP_TEST_EXECUTED")  # a folder: what every trainer drew, by job
 EMPTY_SHA256 = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of {}
 
 
 def command(claim: Claim) -> list[str]:
     words = ["-m", "tests.deploy.fake_worker", "--job", claim.job_id, "--epoch", str(claim.epoch)]
     return [sys.executable, *words]
+
+
+def note_drawn(job_id: str, epoch: int, window: int, steps: int) -> None:
+    """Says that a window's noise is drawn now, where no kill can take it back."""
+    if EXECUTED is None:
+        return
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    descriptor = os.open(Path(EXECUTED) / job_id, flags, 0o600)
+    os.write(descriptor, f"{epoch} {window} {steps}\n".encode())
+    os.close(descriptor)
 
 
 def train(job_id: str, epoch: int) -> ExitCode:
@@ -59,6 +70,7 @@ def train(job_id: str, epoch: int) -> ExitCode:
                 policy_digest="ab" * 32,
             )
         )
+        note_drawn(job_id, epoch, permit.chunk_index, permit.steps)
         time.sleep(WINDOW_SECONDS)
         if not renew_lease(db, job_id, epoch, work.worker_id):
             return ExitCode.FENCED_OUT

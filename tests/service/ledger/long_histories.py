@@ -3,13 +3,15 @@
     make test-histories SEEDS=500:1500      simulated seeds 500 to 1,499, on SQLite
     make test-histories SEEDS=0:10000 HISTORIES_ARGS='--database postgresql --minutes 60'
     make test-histories SEEDS=0:300 HISTORIES_ARGS='--kind rules'
+    make test-histories SEEDS=0:200 HISTORIES_ARGS='--kind faults --database postgresql'
 
 A seed of `simulation` is one play of `Simulation`; a seed of `rules` is 20 histories of up to
-200 rules of `LedgerHistories`. Each piece of seeds has a database of its own; at its end fsck
-judges the rows and, for the simulation, the standalone verifier judges the bundle. Pieces that
-passed are noted in `--folder` under a digest of the code they ran: the same command goes on
-where it stopped, and ranges can be shared out among processes and machines. A seed that fails
-is printed with what it said and the command that plays it again.
+200 rules of `LedgerHistories`; a seed of `faults` is two jobs whose worker processes are killed
+and stopped (`tests.service.jobs.fault_runs`). Each piece of seeds has a database of its own; at
+its end fsck judges the rows and, for the simulation, the standalone verifier judges the bundle.
+Pieces that passed are noted in `--folder` under a digest of the code they ran: the same command
+goes on where it stopped, and ranges can be shared out among processes and machines. A seed that
+fails is printed with what it said and the command that plays it again.
 
 Exit status 0: every seed of the range has passed. 1: one failed. 3: `--minutes` ended before.
 """
@@ -38,6 +40,7 @@ from service.ledger import bundle, fsck
 from service.ledger.publisher import make_publisher
 from service.settings import Settings
 from tests.deploy.test_verify_ledger import verifier
+from tests.service.jobs import fault_runs
 from tests.service.ledger import world as w
 from tests.service.ledger.simulation import Simulation
 from tests.service.ledger.test_histories import CountedHistories
@@ -48,7 +51,11 @@ CODE = (
     *("service/database.py", "deploy/verifier"),
     *(f"tests/service/ledger/{name}.py" for name in ("simulation", "test_histories", "world")),
 )
-PIECE = {"simulation": 25, "rules": 1}  # seeds; a piece is what a stop can lose
+CODE_OF_FAULTS = (
+    *("service/jobs", "service/worker", "service/fleet", "service/dispatcher.py"),
+    *("tests/deploy/fake_worker.py", "tests/service/jobs/fault_runs.py"),
+)
+PIECE = {"simulation": 25, "rules": 1, "faults": 10}  # seeds; a piece is what a stop can lose
 EXAMPLES, RULES_EACH = 20, 200
 
 Play = Callable[[range, Path], int]  # seeds, scratch folder -> calls or rules made
@@ -117,6 +124,8 @@ def play_rules(seeds: range, folder: Path) -> int:
 def player(kind: str, database: str) -> Play:
     if kind == "rules":
         return play_rules
+    if kind == "faults":
+        return lambda seeds, folder: fault_runs.play_seeds(database, seeds, folder)
 
     def play(seeds: range, folder: Path) -> int:
         with quick_database(database, folder) as db:
@@ -125,10 +134,10 @@ def player(kind: str, database: str) -> Play:
     return play
 
 
-def code_digest() -> str:
+def code_digest(kind: str = "simulation") -> str:
     """Of everything whose change makes a passed seed prove nothing."""
     told = hashlib.sha256()
-    for place in CODE:
+    for place in (*CODE, *(CODE_OF_FAULTS if kind == "faults" else ())):
         path = ROOT / place
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             told.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
@@ -208,7 +217,7 @@ def run(options: argparse.Namespace, play: Play, record: Record) -> int:
     return 1 if failed else 3 if done < waiting else 0
 
 
-UNITS = {"simulation": "entries", "rules": "rules"}
+UNITS = {"simulation": "entries", "rules": "rules", "faults": "attempts"}
 
 
 def seed_range(text: str) -> range:
@@ -228,7 +237,7 @@ def main(arguments: Sequence[str] | None = None, play: Play | None = None) -> in
     options = parser.parse_args(arguments)
     if (options.kind, options.database) == ("rules", "postgresql"):
         parser.error("the rules run on SQLite")
-    name = f"{options.kind}-{options.database}-{code_digest()}.jsonl"
+    name = f"{options.kind}-{options.database}-{code_digest(options.kind)}.jsonl"
     made = play or player(options.kind, options.database)
     return run(options, made, Record(options.folder / name))
 
