@@ -346,9 +346,9 @@ def statements(report: AuditReport) -> tuple[str, ...]:
         )
     if report.exposure is not None:
         lines.append(
-            f"Exposure of inserted secrets: median {report.exposure.median:.1f} bits, largest "
-            f"{report.exposure.max:.1f}, of {math.log2(report.exposure.reference_size):.1f} "
-            f"possible. {_NEAR_CHANCE}"
+            f"Exposure of inserted secrets: median {report.exposure.median:.1f} bits, where chance "
+            f"gives 1.0; largest {report.exposure.max:.1f}, of "
+            f"{math.log2(report.exposure.reference_size):.1f} possible. {_NEAR_CHANCE}"
         )
     if report.text is not None:
         lines += [

@@ -72,7 +72,6 @@ def _text(report: AuditReport) -> dict[str, Any]:
     assert text is not None and exposure is not None
     return {
         "canaries": text.m,
-        "exposure_largest": f"{exposure.max:.1f}",
         "exposure_median": f"{exposure.median:.1f}",
         "exposure_possible": f"{math.log2(exposure.reference_size):.1f}",
         "largest": rounded_down(text.one_run.largest_fdp),

@@ -119,8 +119,8 @@ def _of_text(text: Mapping[str, Any] | None) -> str:
     if text is None:
         return ""
     return (
-        f". Of secrets in {text['canaries']} made-up patients' notes, median exposure "
-        f"{text['exposure_median']} bits, largest {text['exposure_largest']} of "
-        f"{text['exposure_possible']} possible; their own lower bound {text['value']} of at most "
-        f"{text['largest']}; figures near chance are what privacy predicts and prove nothing"
+        f". Secrets in {text['canaries']} made-up patients' notes: median exposure "
+        f"{text['exposure_median']} bits, where chance gives 1.0 and the most is "
+        f"{text['exposure_possible']}; their own lower bound {text['value']} of at most "
+        f"{text['largest']}. Figures near chance are what privacy predicts and prove nothing"
     )

@@ -227,8 +227,11 @@ def _exposure(text: Mapping[str, Any] | None) -> tuple[LabelFact, ...]:
     """Of a job with text canaries; a job with too few patients for them has none."""
     if text is None:
         return ()
-    shown = f"{text['exposure_largest']} bits of {text['exposure_possible']} possible"
-    about = f"largest of the secrets in {text['canaries']} made-up patients' notes"
+    shown = f"median {text['exposure_median']} bits"
+    about = (
+        f"of {text['exposure_possible']} possible; chance gives 1.0; "
+        f"{text['canaries']} secrets, half of them in made-up patients' notes"
+    )
     return (_fact("Exposure of inserted secrets", shown, about),)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ class RunAudit:
 
         `model` holds the weights that are released.
         """
+        started = time.perf_counter()
         text_scores = None if self.text is None else self.text.scores(model, performance)
+        self.steps.seconds += time.perf_counter() - started
         return self.steps.finish(
             JobFacts(
                 job_id=work.job_id,

@@ -1,7 +1,8 @@
 """What the audit costs a job of 4,000 patients: CPU time and utility, with paired seeds.
 
 Same adapter, draws of patients and noise with and without canaries; the job's own steps differ
-by the canaries alone: `RLDP_BENCH_DATA=corpora pytest -m bench -s` on this file
+by the canaries alone: `RLDP_BENCH_DATA=corpora pytest -m bench -s` on this file. From 5,000
+patients (`RLDP_BENCH_PATIENTS`) on, text canaries join them as well.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from controller.benchmark.suites import DIABETES, Workload
 from dp_core.audit.coins import CoinSeed
 from dp_core.audit.in_job import InJobAudit, JobFacts, manifest_of
 from dp_core.audit.preflight import run_preflight
+from dp_core.audit.text_canaries import TextCanaries, text_layout
+from dp_core.audit.text_figures import TextAudit, text_manifest
+from dp_core.audit.text_figures import canaries_of as text_canaries_of
 from dp_core.base_model import load_base
 from dp_core.lora import attach_adapters, clip_groups, layout_of
 from dp_core.noise import OsEntropySource
@@ -33,7 +37,8 @@ from tests.dp_core.audit.test_in_job import MemoryPieces
 
 DATA = os.environ.get("RLDP_BENCH_DATA", "")
 SEEDS = tuple(range(1, 1 + int(os.environ.get("RLDP_BENCH_SEEDS", "2"))))
-WORKLOAD = dataclasses.replace(DIABETES, patients=4_000, batch_size=64, steps=60, notes_test=64)
+PATIENTS = int(os.environ.get("RLDP_BENCH_PATIENTS", "4000"))
+WORKLOAD = dataclasses.replace(DIABETES, patients=PATIENTS, batch_size=64, steps=60, notes_test=64)
 PERFORMANCE = Performance(
     patients_per_microbatch=WORKLOAD.patients_per_microbatch, base_dtype="bfloat16", autocast=True
 )
@@ -66,7 +71,7 @@ def run_of(seed: int, workload: Workload = WORKLOAD) -> Run:
 def measured(seed: int, *, is_audited: bool) -> Measured:
     run, folder = run_of(seed), models.path()
     material = trial._material(run.workload, Path(DATA), str(folder))
-    base, _ = load_base(folder, PERFORMANCE)
+    base, tokenizer = load_base(folder, PERFORMANCE)
     model = attach_adapters(
         base, trial.adapter_plan(run.workload), seed=seed, performance=PERFORMANCE
     )
@@ -74,7 +79,7 @@ def measured(seed: int, *, is_audited: bool) -> Measured:
         run, model, material, PERFORMANCE, trial.digest_of(folder)
     )
     seconds: dict[str, float] = {}
-    audit = None
+    audit = canaries = None
     if is_audited:
         with _clock(seconds, "preflight"):
             run_preflight(
@@ -85,35 +90,54 @@ def measured(seed: int, *, is_audited: bool) -> Measured:
                 noise_source=OsEntropySource(),
                 job_id="bench",
             )
-        audit = _joined(training, model)
+        audit, canaries = _joined(training, model, tokenizer)
     with _clock(seconds, "training"):
         training.run()
     if audit is not None:
         with _clock(seconds, "report"):
-            found = audit.finish(_facts(journal.steps_charged))
+            text = None if canaries is None else canaries.scores(model, PERFORMANCE)
+            found = audit.finish(_facts(journal.steps_charged), text)
         assert found.saved.report.verdict != "FAIL"
     notes = np.asarray(note_losses(model, material.test, PERFORMANCE))
     return Measured(losses=notes[:, :2], seconds=seconds)
 
 
-def _joined(training: Any, model: Any) -> InJobAudit:
+class InOrder(np.random.Generator):
+    """The canaries behind the patients, whose draws then stay the same."""
+
+    def permutation(self, x: Any, axis: int = 0) -> Any:
+        return np.arange(x)
+
+
+def _joined(training: Any, model: Any, tokenizer: Any) -> tuple[InJobAudit, TextCanaries | None]:
     """Canaries in the steps of a training that exists; its patients' draws stay the same."""
     plan, layout = training.plan, layout_of(clip_groups(model, training.plan.clipping.grouping))
+    text, canaries = None, None
+    if text_canaries_of(plan):
+        rows = text_layout(plan, tokenizer)
+        text = TextAudit(manifest=text_manifest(plan, rows), layout=rows)
+        canaries = TextCanaries(text.manifest, rows, tokenizer)
     audit = InJobAudit(
         plan=plan,
         layout=layout,
-        manifest=manifest_of(plan, layout),
+        manifest=manifest_of(plan, layout, text=None if text is None else text.manifest),
         seed=CoinSeed.fresh(),
         pieces=MemoryPieces(),
+        text=text,
     )
-    sampler, patients = training.step_runner._sampler, training._blocks.training.raw_size
-    own = sampler._entropy
-    sampler._raw_size = patients + audit.units
+    sampler, records = training.step_runner._sampler, training._blocks.training
+    own, patients = sampler._entropy, records.raw_size
+    if canaries is not None:
+        records = records.with_public_patients(
+            canaries.patients(audit.text_members), InOrder(np.random.PCG64())
+        )
+        training.step_runner._records = records
+    sampler._raw_size = records.raw_size + audit.units
     sampler._entropy = lambda n: own(8 * patients) + os.urandom(n - 8 * patients)
     training.audit = training.step_runner._audit = audit
     training.engine.detach()
     training.engine = training.optimizer._engine = make_engine(model, training.groups, PERFORMANCE)
-    return audit
+    return audit, canaries
 
 
 def _facts(steps: int) -> JobFacts:

@@ -94,8 +94,17 @@ MUTANTS_OF_THE_AUDIT = (
         "M32f",
         "every audit throws the same coins",
         "audit/coins.py",
-        'hmac.digest(self._seed, b"coin" + ',
-        'hmac.digest(b"one seed for ever", b"coin" + ',
+        "hmac.digest(self._seed, label + ",
+        'hmac.digest(b"one seed for ever", label + ',
         "audit/test_coins.py::TestCoins",
+    ),
+    mutant(
+        "M32g",
+        "text canaries have the coins of the gradient canaries",
+        "audit/coins.py",
+        'label = b"coin" if kind == "gradient" else b"text coin"',
+        'label = b"coin"',
+        "audit/test_text_canaries.py::TestInAJob"
+        "::test_both_kinds_share_the_level_and_the_commitment_but_no_coin",
     ),
 )

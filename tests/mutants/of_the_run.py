@@ -472,16 +472,16 @@ CONTROLLER_MUTANTS = (
         "M30a",
         "each note is a unit of its own, named patient",
         "records.py",
-        "found.add(patient_id, _windows(ids, tokenizer, tokens_per_row))",
-        'found.add(f"{patient_id}/{ids}", _windows(ids, tokenizer, tokens_per_row))',
+        "found.add(patient_id, windows(whole, tokens_per_row))",
+        'found.add(f"{patient_id}/{ids}", windows(whole, tokens_per_row))',
         "test_records.py::TestLoading::test_patients_keep_all_their_notes_and_blocks_are_disjoint",
     ),
     mutant(
         "M30b",
         "each window of a long note is a unit of its own",
         "records.py",
-        "found.add(patient_id, _windows(ids, tokenizer, tokens_per_row))",
-        "for n, window in enumerate(_windows(ids, tokenizer, tokens_per_row)):\n"
+        "found.add(patient_id, windows(whole, tokens_per_row))",
+        "for n, window in enumerate(windows(whole, tokens_per_row)):\n"
         '            found.add(f"{patient_id}/{n}", [window])',
         "test_records.py::TestLoading::test_a_long_note_becomes_windows_of_the_same_patient",
     ),
