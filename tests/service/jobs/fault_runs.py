@@ -145,8 +145,8 @@ class Deed:
     what: Callable[[], Any] = field(compare=False)
 
 
-def play(site: Site, seed: int) -> None:
-    """One seed on an open site, to the end of its jobs, and what must hold then."""
+def play(site: Site, seed: int) -> list[str]:
+    """One seed on an open site, to the end of its jobs, and what must hold then; the jobs."""
     chance = random.Random(seed)
     version = jw.add_dataset(site.world, site.root)[1]
     jobs = [queue(site, version) for _ in range(JOBS)]
@@ -161,6 +161,7 @@ def play(site: Site, seed: int) -> None:
     wait_for_the_end(site, jobs)
     for job in jobs:
         check(site, job)
+    return jobs
 
 
 def queue(site: Site, version: str) -> str:
